@@ -1,0 +1,41 @@
+"""Multiply-adds and parameters of a family, atom by atom; a topology's are their sum."""
+
+from typing import ClassVar
+
+from .artifact import Artifact, Value
+from .errors import MismatchError
+from .family import Family
+from .topology import Topology
+
+
+class AtomComplexity(Value, frozen=True, kw_only=True):
+    macs: int
+    """Multiply-adds for one image."""
+    params: int
+
+
+class Complexity(Artifact, frozen=True, kw_only=True):
+    """The complexity of every atom of a family, counted once by `network.count`."""
+
+    kind: ClassVar[str] = "complexity"
+    version: ClassVar[int] = 1
+
+    family: str
+    family_digest: str
+    atoms: dict[str, AtomComplexity]
+
+    def check(self, family: Family) -> None:
+        """Raises `MismatchError` unless this is the complexity of that family."""
+        if self.family_digest != family.digest:
+            raise MismatchError(
+                f"complexity was counted for {self.family} ({self.family_digest[:12]}), not for "
+                f"{family.name} ({family.digest[:12]}); count it again"
+            )
+
+    def gmacs(self, family: Family, topology: Topology | str) -> float:
+        """Multiply-adds of a topology for one image, in units of 10^9."""
+        return sum(self.atoms[atom].macs for atom in family.atoms(topology)) / 1e9
+
+    def params(self, family: Family, topology: Topology | str) -> int:
+        """Parameters that a topology uses."""
+        return sum(self.atoms[atom].params for atom in family.atoms(topology))
