@@ -1,0 +1,242 @@
+"""The best topology under a budget, and plans that answer any budget by one binary search."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import ClassVar
+
+from .accuracy import Accuracy
+from .artifact import Artifact, Value, digest
+from .errors import InfeasibleError, MismatchError
+from .profile import Profile, require_equal
+
+QUANTITIES = {"latency_ms": "ms", "energy_mj": "mJ", "power_w": "W"}
+"""What a budget can bound, with the unit for messages."""
+
+
+class Budget(Value, frozen=True, kw_only=True):
+    """Upper bounds for one inference; `None` leaves a quantity free.
+
+    A latency is a deadline: it is held against the bound of the 99th percentile, not the median.
+    """
+
+    latency_ms: float | None = None
+    energy_mj: float | None = None
+    power_w: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in QUANTITIES:
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"budget {name} must be a number, not {value!r}")
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"budget {name} must be above zero and finite, not {value}")
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The quantities that are bounded."""
+        values = {name: getattr(self, name) for name in QUANTITIES}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def __str__(self) -> str:
+        parts = [f"{value:g} {QUANTITIES[name]}" for name, value in self.bounds.items()]
+        return ", ".join(parts) or "no bound"
+
+
+class Candidate(Value, frozen=True, kw_only=True):
+    """One topology's worth and costs, as far as they are known."""
+
+    topology: str
+    top1: float
+    median_ms: float
+    latency_ms: float
+    """What a deadline is held against: the profile's bound of the 99th percentile."""
+    energy_mj: float | None = None
+    power_w: float | None = None
+
+    def admitted(self, budget: Budget) -> bool:
+        """Whether every bounded quantity is known and within its bound."""
+        return all(
+            (cost := getattr(self, name)) is not None and cost <= bound
+            for name, bound in budget.bounds.items()
+        )
+
+
+def candidates(profile: Profile, accuracy: Accuracy) -> tuple[Candidate, ...]:
+    """The topologies that have both a cost and an accuracy.
+
+    Raises:
+        MismatchError: the two are of different networks, share no topology, or the profile has too
+            few samples to bound a deadline.
+    """
+    require_equal(
+        "profile and accuracy",
+        family=(profile.family, accuracy.family),
+        network=(profile.network, accuracy.network),
+    )
+    joined = []
+    for cost in profile.costs:
+        row = accuracy.by_topology.get(cost.topology)
+        if row is None:
+            continue
+        if cost.bound_ms is None:
+            raise MismatchError(
+                f"{cost.topology} has {cost.samples} samples, too few to bound its 99th percentile "
+                "(473 are needed); profile longer"
+            )
+        joined.append(
+            Candidate(
+                topology=cost.topology,
+                top1=row.top1,
+                median_ms=cost.latency_ms,
+                latency_ms=cost.bound_ms,
+                energy_mj=cost.energy_mj,
+                power_w=cost.power_w,
+            )
+        )
+    if not joined:
+        raise MismatchError(
+            f"profile ({len(profile.costs)} topologies) and accuracy ({len(accuracy.rows)}) of "
+            f"{profile.family} have no topology in common"
+        )
+    return tuple(joined)
+
+
+def pareto_front(pool: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """Candidates that no other one beats or equals in everything, fastest first.
+
+    It covers every quantity that a budget can bound: choosing from the front loses nothing.
+    """
+    ordered = sorted(pool, key=lambda c: (-c.top1, c.latency_ms, c.median_ms, c.topology))
+    front: list[Candidate] = []
+    for candidate in ordered:
+        if not any(_dominates(kept, candidate) for kept in front):
+            front.append(candidate)
+    return tuple(sorted(front, key=lambda c: (c.latency_ms, c.top1)))
+
+
+def _dominates(a: Candidate, b: Candidate) -> bool:
+    """Whether `a` is at least as good in everything; a cost that is not known is the worst."""
+
+    def costs(c: Candidate) -> list[float]:
+        known = (getattr(c, name) for name in (*QUANTITIES, "median_ms"))
+        return [math.inf if value is None else value for value in known]
+
+    return a.top1 >= b.top1 and all(x <= y for x, y in zip(costs(a), costs(b), strict=True))
+
+
+def choose(pool: Iterable[Candidate], budget: Budget) -> Candidate:
+    """The most accurate candidate that the budget admits; of equals, the fastest.
+
+    Raises:
+        InfeasibleError: nothing fits; the message names the cheapest and by how much it misses.
+    """
+    pool = list(pool)
+    fitting = [candidate for candidate in pool if candidate.admitted(budget)]
+    if not fitting:
+        raise InfeasibleError(f"no topology fits {budget}: {_nearest_miss(pool, budget)}")
+    return max(fitting, key=lambda c: (c.top1, -c.latency_ms, -c.median_ms))
+
+
+def _nearest_miss(pool: Sequence[Candidate], budget: Budget) -> str:
+    parts = []
+    for name, bound in budget.bounds.items():
+        unit = QUANTITIES[name]
+        known = [c for c in pool if getattr(c, name) is not None]
+        if not known:
+            parts.append(f"no {name} was measured, so {bound:g} {unit} cannot be judged")
+            continue
+        cheapest = min(known, key=lambda c: getattr(c, name))
+        cost = getattr(cheapest, name)
+        if cost > bound:
+            miss = f"{cost - bound:.3g} {unit} too much"
+            parts.append(f"the cheapest, {cheapest.topology}, takes {cost:.3g} {unit}, {miss}")
+    return "; ".join(parts) or "each bound alone can be met, but not all together"
+
+
+class Choice(Value, frozen=True, kw_only=True):
+    """What a plan answers to one of the budgets it was made for."""
+
+    budget: Budget
+    topology: str
+
+
+class Plan(Artifact, frozen=True, kw_only=True, dict=True):
+    """Which topologies stay resident, and which of them is used under which budget."""
+
+    kind: ClassVar[str] = "plan"
+    version: ClassVar[int] = 1
+
+    family: str
+    network: str
+    """Digest of the weights."""
+    profile: str
+    accuracy: str
+    """Digests of the artifacts that it was made from."""
+    resident: tuple[Candidate, ...]
+    """Fastest first; the first one is the safety topology, used when nothing fits."""
+    choices: tuple[Choice, ...]
+
+    @property
+    def safety(self) -> Candidate:
+        """The topology to run when no budget can be met: the fastest."""
+        return self.resident[0]
+
+    def choose(self, budget: Budget) -> Candidate:
+        """The most accurate resident topology within the budget.
+
+        Under a latency alone this is one binary search.
+
+        Raises:
+            InfeasibleError: none fits; the message names the cheapest and by how much it misses.
+        """
+        if budget.bounds.keys() == {"latency_ms"}:
+            assert budget.latency_ms is not None
+            latencies, best = self._staircase
+            step = bisect_right(latencies, budget.latency_ms)
+            if step:
+                return best[step - 1]
+        return choose(self.resident, budget)
+
+    @cached_property
+    def _staircase(self) -> tuple[list[float], list[Candidate]]:
+        return staircase(self.resident)
+
+
+def staircase(pool: Iterable[Candidate]) -> tuple[list[float], list[Candidate]]:
+    """Latencies, ascending, and the most accurate candidate that is allowed from each one on."""
+    steps: list[Candidate] = []
+    for candidate in sorted(pool, key=lambda c: (c.latency_ms, -c.top1, c.median_ms)):
+        if not steps or candidate.top1 > steps[-1].top1:
+            steps.append(candidate)
+    return [candidate.latency_ms for candidate in steps], steps
+
+
+def plan(profile: Profile, accuracy: Accuracy, budgets: Budget | Sequence[Budget] = ()) -> Plan:
+    """The plan for a budget or several; without any, for whatever may come.
+
+    Resident are the topology for each budget and the fastest one; without budgets the whole Pareto
+    front.
+
+    Raises:
+        InfeasibleError: a budget that no topology fits.
+        MismatchError: profile and accuracy do not belong together.
+    """
+    budgets = (budgets,) if isinstance(budgets, Budget) else tuple(budgets)
+    front = pareto_front(candidates(profile, accuracy))
+    chosen = [choose(front, budget) for budget in budgets]
+    resident = {c.topology: c for c in (front[0], *(chosen if budgets else front))}
+    return Plan(
+        family=profile.family,
+        network=profile.network,
+        profile=digest(profile),
+        accuracy=digest(accuracy),
+        resident=tuple(sorted(resident.values(), key=lambda c: (c.latency_ms, c.top1))),
+        choices=tuple(
+            Choice(budget=budget, topology=candidate.topology)
+            for budget, candidate in zip(budgets, chosen, strict=True)
+        ),
+    )
