@@ -10,15 +10,24 @@ from functools import partial
 from typing import Any
 
 import timm
-from timm.layers import HybridEmbed
+from timm.layers.hybrid_embed import HybridEmbed
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
 from .family import Anchor, Family
 
-_STEM = {"patch_embed", "cls_token", "reg_token", "pos_embed", "pos_drop", "patch_drop", "norm_pre"}
-_HEAD = {"norm", "attn_pool", "fc_norm", "head_drop", "head"}
+_STEM = {
+    "patch_embed",
+    "cls_token",
+    "dist_token",
+    "reg_token",
+    "pos_embed",
+    "pos_drop",
+    "patch_drop",
+    "norm_pre",
+}
+_HEAD = {"norm", "attn_pool", "fc_norm", "head_drop", "head", "head_dist"}
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def load(kind: type[A], path: Path) -> A:
     """
     try:
         envelope = msgspec.json.decode(read(path), type=_Envelope)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ArtifactError(
             f"{path} is no edgestitch artifact or is cut short ({error}); write it again"
         ) from error
@@ -95,13 +95,18 @@ def load(kind: type[A], path: Path) -> A:
 
 
 def save_tensors(
-    kind: str, version: int, metadata: Mapping[str, str], tensors: "Mapping[str, np.ndarray]", path: Path
+    kind: str,
+    version: int,
+    metadata: Mapping[str, str],
+    tensors: "Mapping[str, np.ndarray]",
+    path: Path,
 ) -> str:
     """Writes tensors as safetensors, whole or not at all, and returns their digest."""
     from safetensors.numpy import save as serialize
 
     content = tensor_digest(tensors)
     header = {**metadata, "kind": kind, "version": str(version), "digest": content}
+    header["header"] = _header_digest(header)
     write(path, serialize(dict(tensors), metadata=header))
     return content
 
@@ -121,25 +126,43 @@ def load_tensors(
     try:
         with safe_open(path, framework="np") as file:
             metadata = dict(file.metadata() or {})
+            _check_header(metadata, kind, version, path)  # first: NumPy lacks some types of tensors
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except (SafetensorError, OSError) as error:
         raise ArtifactError(
             f"{path} is no safetensors file or is cut short ({error}); fetch or make it again"
         ) from error
-    found = metadata.get("kind")
-    if found != kind:
-        raise ArtifactError(f"{path} holds {found or 'foreign tensors'}, but a {kind} was asked for")
-    if metadata.get("version") != str(version):
-        raise ArtifactError(
-            f"{path} is a {kind} of version {metadata.get('version')}, this edgestitch reads "
-            f"version {version}; make it again, or use the edgestitch that wrote it"
-        )
     if tensor_digest(tensors) != metadata.get("digest"):
         raise ArtifactError(
             f"{path}: field 'digest' does not match the tensors: the file was altered after it "
             "was written; fetch or make it again"
         )
     return metadata, tensors
+
+
+def _check_header(metadata: dict[str, str], kind: str, version: int, path: Path) -> None:
+    # Files from before headers were covered lack the digest; a flipped bit cannot both take it out
+    # and change something else.
+    header = metadata.pop("header", None)
+    found = metadata.get("kind")
+    if found != kind:
+        raise ArtifactError(
+            f"{path} holds {found or 'foreign tensors'}, but a {kind} was asked for"
+        )
+    if metadata.get("version") != str(version):
+        raise ArtifactError(
+            f"{path} is a {kind} of version {metadata.get('version')}, this edgestitch reads "
+            f"version {version}; make it again, or use the edgestitch that wrote it"
+        )
+    if header is not None and header != _header_digest(metadata):
+        raise ArtifactError(
+            f"{path}: field 'header' does not match its metadata: the file was altered after it "
+            "was written; fetch or make it again"
+        )
+
+
+def _header_digest(metadata: Mapping[str, str]) -> str:
+    return sha256(msgspec.json.encode(metadata, order="sorted"))
 
 
 def tensor_digest(tensors: "Mapping[str, np.ndarray]") -> str:
@@ -174,7 +197,7 @@ def write(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that takes the place of `path` at the end, and vanishes on any failure."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -186,10 +209,15 @@ def replacing(path: Path) -> Iterator[Path]:
             f"cannot write {path}: {error.strerror or error}; nothing was changed"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not even be made
+            temporary.unlink()
 
 
 def _canonical(value: Artifact) -> bytes:
+    try:  # as it will be loaded: a whole number given for a float is a float
+        value = msgspec.convert(msgspec.to_builtins(value), type=type(value))
+    except msgspec.ValidationError as error:
+        raise ArtifactError(f"{value.kind} cannot be stored: {error}") from error
     data = msgspec.to_builtins(value)
     _refuse_non_finite(data, value.kind)
     return msgspec.json.encode(data, order="sorted")

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 from .artifact import Artifact, Value, load_tensors, save, save_tensors, sha256
-from .data import LabelledImages, fashion_mnist, preprocess
+from .data import LabelledImages, fashion_mnist, preprocess, toy_images
 from .errors import MismatchError
 from .evaluate import count_correct
 from .family import Family, Finetuning, Recipe, Training
 from .network import StitchNetwork, build_network, save_network
 from .progress import Progress, silent
-from .stitch import LeastSquares
+from .stitch import LeastSquares, StitchingLayer
 
 CHECKPOINT = "calibration checkpoint"
 CHECKPOINT_VERSION = 1
@@ -78,8 +78,6 @@ def load_splits(dataset: str, folder: Path | None = None) -> Splits:
     if dataset == "fashion-mnist":
         return Splits(fashion_mnist("train", folder), fashion_mnist("test", folder))
     if dataset == "toy":
-        from .testing import toy_images
-
         return Splits(toy_images(512, seed=0), toy_images(256, seed=1))
     raise ValueError("the recipe names no data set: it describes a family, not a calibration")
 
@@ -119,7 +117,9 @@ def calibrate(
     alone = session.top1(network, anchors, "anchors alone")
 
     progress("least squares", 0, 1)
-    initialize(network, session.images(splits.train), recipe.initialize.images, recipe.initialize.mode)
+    initialize(
+        network, session.images(splits.train), recipe.initialize.images, recipe.initialize.mode
+    )
     names = [topology.name for topology in recipe.family.topologies]
     initialized = session.top1(network, names, "least squares alone")
 
@@ -164,7 +164,8 @@ def initialize(
             for layer, stitches in network.family.stitches.items():
                 new = [
                     LeastSquares.over(
-                        tokens[s.front][s.stop].flatten(0, -2), tokens[s.back][s.start].flatten(0, -2)
+                        tokens[s.front][s.stop].flatten(0, -2),
+                        tokens[s.back][s.start].flatten(0, -2),
                     )
                     for s in stitches
                 ]
@@ -176,16 +177,17 @@ def initialize(
                 solutions = [sum(parts[1:], parts[0]).solve()]
             else:
                 solutions = [part.solve() for part in parts]
-            layer = network.atoms[name]
-            layer.weight.copy_(torch.stack([w for w, _ in solutions]).mean(0))
-            layer.bias.copy_(torch.stack([b for _, b in solutions]).mean(0))
+            stitching_layer = network.atoms[name]
+            assert isinstance(stitching_layer, StitchingLayer)
+            stitching_layer.weight.copy_(torch.stack([w for w, _ in solutions]).mean(0))
+            stitching_layer.bias.copy_(torch.stack([b for _, b in solutions]).mean(0))
 
 
 def _tokens(network: StitchNetwork, anchor: str, images: Tensor) -> list[Tensor]:
     """What enters block 0, 1, ... of an anchor, and last what leaves its last block."""
     tokens = [network.atoms[f"{anchor}:stem"](images)]
     for index in range(network.family.anchor(anchor).depth):
-        tokens.append(network.atoms[f"{anchor}:{index}"](tokens[-1]))  # noqa: PERF401 (each needs the last)
+        tokens.append(network.atoms[f"{anchor}:{index}"](tokens[-1]))
     return tokens
 
 
@@ -286,7 +288,7 @@ class _Session:
                 rows = rows.to(self.device)
                 images = self.normalize(augment(self.pixels[rows], training, random))
                 optimizer.zero_grad(set_to_none=True)
-                loss(images, self.labels[rows], random).backward()
+                loss(images, self.labels[rows], random).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
             _checkpoint(module, optimizer, path, key, epoch + 1)
         module.eval()
@@ -305,9 +307,13 @@ class _Session:
 def learning_rate(training: Training, epoch: float) -> float:
     """Linear warm-up, then half a cosine down to zero; `epoch` counts with its fraction."""
     if epoch < training.warmup_epochs:
-        return training.learning_rate * (epoch + 1e-3) / training.warmup_epochs
+        return training.learning_rate * min(1.0, (epoch + 1e-3) / training.warmup_epochs)
     left = training.epochs - training.warmup_epochs
-    return training.learning_rate * 0.5 * (1 + math.cos(math.pi * (epoch - training.warmup_epochs) / left))
+    return (
+        training.learning_rate
+        * 0.5
+        * (1 + math.cos(math.pi * (epoch - training.warmup_epochs) / left))
+    )
 
 
 def augment(pixels: Tensor, training: Training, random: torch.Generator) -> Tensor:

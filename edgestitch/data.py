@@ -5,13 +5,16 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from .artifact import load_tensors, save_tensors, tensor_digest
 from .errors import ArtifactError
 from .shipped import shipped
+
+if TYPE_CHECKING:
+    import torch
 
 KIND = "labelled images"
 VERSION = 1
@@ -29,7 +32,7 @@ NORMALIZATION = {
     3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
 
-Images = TypeVar("Images")
+Images = TypeVar("Images", np.ndarray, "torch.Tensor")
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,9 @@ def preprocess(
     if isinstance(images, np.ndarray):
         scale = np.asarray(mean, np.float32), np.asarray(std, np.float32)
         mean_c11, std_c11 = (value.reshape(-1, 1, 1) for value in scale)
-        return (images.astype(np.float32) / np.float32(255) - mean_c11) / std_c11  # type: ignore[return-value]
+        return (images.astype(np.float32) / np.float32(255) - mean_c11) / std_c11
     import torch
 
-    assert isinstance(images, torch.Tensor)
     mean_t, std_t = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (mean, std))
     return (images.float() / 255 - mean_t) / std_t
 
@@ -105,6 +107,17 @@ def fashion_mnist(split: str, folder: Path | None = None) -> LabelledImages:
 def shipped_images() -> LabelledImages:
     """The first 1,000 test images of Fashion-MNIST, which travel with the package."""
     return load_images(shipped("calibrate") / "fashion-mnist-1000.safetensors")
+
+
+def toy_images(number: int, *, seed: int = 0) -> LabelledImages:
+    """Noisy images [N, 1, 8, 8] of four classes: which quadrant is bright."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 4, number)
+    images = random.integers(0, 120, (number, 1, 8, 8))
+    for index, label in enumerate(labels):
+        top, left = 4 * (label // 2), 4 * (label % 2)
+        images[index, 0, top : top + 4, left : left + 4] += 100
+    return LabelledImages(images.astype(np.uint8), labels.astype(np.int64))
 
 
 def save_images(data: LabelledImages, path: Path, source: str) -> None:
@@ -142,7 +155,9 @@ def _download() -> Path:
         for train in (True, False):
             FashionMNIST(str(root), train=train, download=True)
     except (ImportError, RuntimeError, OSError) as error:
-        raise ArtifactError(f"Fashion-MNIST is not here and cannot be downloaded ({error}); {_WAYS}") from error
+        raise ArtifactError(
+            f"Fashion-MNIST is not here and cannot be downloaded ({error}); {_WAYS}"
+        ) from error
     return root / "FashionMNIST" / "raw"
 
 
@@ -158,4 +173,5 @@ def _read_idx(path: Path, dims: int) -> np.ndarray:
     shape = struct.unpack(f">{dims}I", raw[4:header])
     if len(raw) != header + int(np.prod(shape)):
         raise ArtifactError(f"{path} says {shape} but holds {len(raw) - header} bytes; {_WAYS}")
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    # A bytearray, because torch warns of arrays that cannot be written.
+    return np.frombuffer(bytearray(raw), np.uint8, offset=header).reshape(shape)

@@ -33,7 +33,7 @@ def evaluate(
         network=network.digest,
         data=data.digest,
         num_images=len(data),
-        rows=tuple(_row(name, correct[name], len(data)) for name in names),
+        rows=tuple(accuracy_row(name, correct[name], len(data)) for name in names),
     )
 
 
@@ -79,7 +79,8 @@ def count_correct(
     return correct
 
 
-def _row(name: str, correct: int, total: int) -> TopologyAccuracy:
+def accuracy_row(name: str, correct: int, total: int) -> TopologyAccuracy:
+    """Top-1 of a topology that put `correct` of `total` images in their class."""
     low, high = wilson(correct, total)
     return TopologyAccuracy(
         topology=name, top1=100 * correct / total, low=100 * low, high=100 * high, correct=correct

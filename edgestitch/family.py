@@ -25,7 +25,7 @@ else:
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
-Name = Annotated[str, msgspec.Meta(pattern="^[A-Za-z][A-Za-z0-9]*$")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9]*\Z")]
 
 
 class Anchor(Value, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ class Anchor(Value, frozen=True, kw_only=True):
     """timm's name of the model."""
     depth: Positive
     """Number of blocks that stitching can address."""
-    options: dict[str, int | float | str | bool] = {}
+    options: dict[str, int | float | str | bool] = msgspec.field(default_factory=dict)
     """Keyword arguments for `timm.create_model` beyond the family's own."""
     conv_stem: tuple[Positive, ...] = ()
     """Channels of 3x3 convolutions of stride 2 in place of the patch embedding (Xiao et al. 2021)."""
@@ -53,7 +53,7 @@ class Stitching(Value, frozen=True, kw_only=True):
 class Family(Value, frozen=True, kw_only=True, dict=True):
     """Anchors in order of cost, and the rule that joins neighbours."""
 
-    name: Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9][A-Za-z0-9-]*$")]
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9-]*\Z")]
     anchors: Annotated[tuple[Anchor, ...], msgspec.Meta(min_length=1)]
     stitching: Stitching = Stitching()
     input_shape: tuple[Positive, Positive, Positive]
@@ -145,6 +145,11 @@ class Family(Value, frozen=True, kw_only=True, dict=True):
                     f"{topology} needs the stitch {stitch.name}, which {self.name} lacks; "
                     f"`edgestitch show {self.name}` lists its topologies"
                 )
+        if len(topology.runs) > 2:
+            raise ValueError(
+                f"{topology} has {len(topology.stitches)} stitches, topologies of {self.name} have one "
+                f"at most; `edgestitch show {self.name}` lists them"
+            )
         return topology
 
     def atoms(self, topology: Topology | str) -> tuple[str, ...]:
@@ -250,7 +255,7 @@ class Recipe(Value, frozen=True, kw_only=True):
     family: Family
     dataset: Literal["fashion-mnist", "toy", "none"] = "none"
     seed: int = 0
-    anchors: dict[str, Training] = {}
+    anchors: dict[str, Training] = msgspec.field(default_factory=dict)
     """Training of anchors that have no pretrained weights, by anchor."""
     initialize: Initialization = Initialization()
     finetune: Finetuning | None = None

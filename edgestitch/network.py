@@ -1,9 +1,10 @@
 """Stitched networks: every segment of a family in one module, assembled into topologies."""
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -123,14 +124,18 @@ def count(network: StitchNetwork) -> Complexity:
     element, activations and additions nothing. Attention must go through plain matrix products
     for that (fvcore 0.1.5 does not see the fused operator), so it does while counting.
     """
-    from fvcore.nn import FlopCountAnalysis
-
     costs: dict[str, AtomComplexity] = {}
-    fused = [(m, m.fused_attn) for m in network.modules() if hasattr(m, "fused_attn")]
+    outputs: dict[str, Tensor] = {}  # each atom runs once: what enters it has the same shape always
+    fused: list[tuple[Any, bool]] = [
+        (m, bool(m.fused_attn)) for m in network.modules() if hasattr(m, "fused_attn")
+    ]
     for module, _ in fused:
         module.fused_attn = False
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # fvcore uses what torch will drop
+            from fvcore.nn import FlopCountAnalysis
+
             for topology in network.family.topologies:
                 x = torch.zeros(1, *network.family.input_shape)
                 for name, atom in network.assemble(topology).named_children():
@@ -139,7 +144,8 @@ def count(network: StitchNetwork) -> Complexity:
                         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
                         params = sum(p.numel() for p in atom.parameters())
                         costs[name] = AtomComplexity(macs=int(analysis.total()), params=params)
-                    x = atom(x)
+                        outputs[name] = atom(x)
+                    x = outputs[name]
     finally:
         for module, was in fused:
             module.fused_attn = was

@@ -20,15 +20,20 @@ class Cost(Value, frozen=True, kw_only=True):
     p99_high_ms: float | None
     """99th percentile, and a bound that it stays under with 97.5 % confidence. `None`: fewer than
     the 473 samples that this takes."""
+    max_ms: float
+    """The largest sample."""
     energy_mj: float | None
     """`None`: not measured; the profile's `energy_reason` says why."""
     samples: int
     origin: Literal["measured"] = "measured"
 
     @property
-    def bound_ms(self) -> float | None:
-        """What a deadline is held against: the upper bound of the 99th percentile."""
-        return self.p99_high_ms
+    def bound_ms(self) -> float:
+        """What a deadline is held against: the upper bound of the 99th percentile.
+
+        With too few samples for one, the largest of them, which bounds it with less confidence.
+        """
+        return self.max_ms if self.p99_high_ms is None else self.p99_high_ms
 
     @property
     def power_w(self) -> float | None:

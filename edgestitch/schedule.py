@@ -69,8 +69,7 @@ def candidates(profile: Profile, accuracy: Accuracy) -> tuple[Candidate, ...]:
     """The topologies that have both a cost and an accuracy.
 
     Raises:
-        MismatchError: the two are of different networks, share no topology, or the profile has too
-            few samples to bound a deadline.
+        MismatchError: the two are of different networks, or share no topology.
     """
     require_equal(
         "profile and accuracy",
@@ -82,11 +81,6 @@ def candidates(profile: Profile, accuracy: Accuracy) -> tuple[Candidate, ...]:
         row = accuracy.by_topology.get(cost.topology)
         if row is None:
             continue
-        if cost.bound_ms is None:
-            raise MismatchError(
-                f"{cost.topology} has {cost.samples} samples, too few to bound its 99th percentile "
-                "(473 are needed); profile longer"
-            )
         joined.append(
             Candidate(
                 topology=cost.topology,
@@ -110,7 +104,7 @@ def pareto_front(pool: Iterable[Candidate]) -> tuple[Candidate, ...]:
 
     It covers every quantity that a budget can bound: choosing from the front loses nothing.
     """
-    ordered = sorted(pool, key=lambda c: (-c.top1, c.latency_ms, c.median_ms, c.topology))
+    ordered = sorted(pool, key=lambda c: (-c.top1, _costs(c), c.topology))
     front: list[Candidate] = []
     for candidate in ordered:
         if not any(_dominates(kept, candidate) for kept in front):
@@ -119,13 +113,14 @@ def pareto_front(pool: Iterable[Candidate]) -> tuple[Candidate, ...]:
 
 
 def _dominates(a: Candidate, b: Candidate) -> bool:
-    """Whether `a` is at least as good in everything; a cost that is not known is the worst."""
+    """Whether `a` is at least as good in everything."""
+    return a.top1 >= b.top1 and all(x <= y for x, y in zip(_costs(a), _costs(b), strict=True))
 
-    def costs(c: Candidate) -> list[float]:
-        known = (getattr(c, name) for name in (*QUANTITIES, "median_ms"))
-        return [math.inf if value is None else value for value in known]
 
-    return a.top1 >= b.top1 and all(x <= y for x, y in zip(costs(a), costs(b), strict=True))
+def _costs(c: Candidate) -> list[float]:
+    """All costs; one that is not known is the worst."""
+    known = (getattr(c, name) for name in (*QUANTITIES, "median_ms"))
+    return [math.inf if value is None else value for value in known]
 
 
 def choose(pool: Iterable[Candidate], budget: Budget) -> Candidate:

@@ -46,6 +46,6 @@ class LeastSquares:
         """Weight [E, D] and bias [E] in double precision; of many solutions the one of least norm."""
         # The normal equations square the condition number: directions whose eigenvalue is below
         # the rounding of the largest carry noise only.
-        cutoff = self._gram.shape[0] * torch.finfo(torch.float64).eps
+        cutoff = 8 * self._gram.shape[0] * torch.finfo(torch.float64).eps
         solution = torch.linalg.pinv(self._gram, rtol=cutoff, hermitian=True) @ self._cross
         return solution[:-1].T.contiguous(), solution[-1].contiguous()

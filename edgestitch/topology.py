@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import msgspec
 
-_RUN = re.compile(r"([A-Za-z][A-Za-z0-9]*):([0-9]+):([0-9]+)")
+_RUN = re.compile(r"([A-Za-z][A-Za-z0-9]*):(0|[1-9][0-9]*):([1-9][0-9]*)")
 
 
 class Run(msgspec.Struct, frozen=True):

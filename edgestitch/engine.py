@@ -1,0 +1,369 @@
+"""Deployments: the folder that `Runtime` opens, compiled, checked against eager, and measured.
+
+deployment/
+  manifest.json         what is in the folder, with digests; written last
+  network.safetensors   the weights, for the eager backend and for checks
+  segments/             what the backend compiled
+  accuracy.json         what each topology is worth
+  profile.json          what each resident topology costs as it is deployed, and its samples
+  plan.json             which one is used under which budget, from those costs
+"""
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from . import schedule
+from .accuracy import Accuracy
+from .artifact import Artifact, Value, load, read, save, sha256
+from .backends import Backend
+from .backends import backend as find_backend
+from .device import Device
+from .errors import ArtifactError, CompileError, MismatchError
+from .family import Family
+from .measure import measure, save_profile
+from .network import StitchNetwork, load_network, save_network
+from .profile import Conditions, Profile, require_equal
+from .program import (
+    Cut,
+    Program,
+    compile_segments,
+    cut_topologies,
+    example_images,
+    load_program,
+    require,
+)
+from .progress import Progress, silent
+from .schedule import Plan
+from .timer import Samples, TimerSettings
+
+MANIFEST = "manifest.json"
+NETWORK = "network.safetensors"
+SEGMENTS = "segments"
+
+# How far a compiled topology may be from eager before it is refused: largest difference of a logit
+# relative to the largest logit, and smallest cosine of the logits of an image. bfloat16 keeps 8
+# bits of each number.
+TOLERANCE = {"fp32": (1e-3, 0.9999), "bf16": (0.25, 0.99)}
+
+
+class Check(Value, frozen=True, kw_only=True):
+    """A compiled topology beside eager, on the same images."""
+
+    topology: str
+    images: int
+    max_difference: float
+    """Largest difference of a logit, relative to the largest logit."""
+    min_cosine: float
+    """Of the logits of one image."""
+    top1_agreement: float
+    """Part of the images that both put in the same class."""
+
+
+class Manifest(Artifact, frozen=True, kw_only=True):
+    """What a deployment is made of."""
+
+    kind: ClassVar[str] = "deployment"
+    version: ClassVar[int] = 1
+
+    family: Family
+    network: str
+    """Digest of the weights."""
+    conditions: Conditions
+    segments: dict[str, tuple[str, ...]]
+    """The atoms of each segment."""
+    chains: dict[str, tuple[str, ...]]
+    """The segments of each resident topology."""
+    checks: tuple[Check, ...]
+    files: dict[str, str]
+    """SHA-256 of every other file in the folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """An opened deployment."""
+
+    folder: Path
+    manifest: Manifest
+    plan: Plan
+    profile: Profile
+    accuracy: Accuracy
+    program: Program
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return (self.manifest.conditions.batch, *self.manifest.family.input_shape)
+
+
+def build_program(
+    network: StitchNetwork,
+    topologies: tuple[str, ...],
+    folder: Path,
+    device: Device,
+    *,
+    backend: str | Backend = "auto",
+    precision: str = "fp32",
+    batch: int = 1,
+    progress: Progress = silent,
+) -> tuple[Cut, Program]:
+    """Compiles topologies into a folder and loads them."""
+    chosen = find_backend(backend)
+    segments = cut_topologies(network.family, topologies)
+    compile_segments(
+        network, segments, chosen, folder, precision=precision, batch=batch, progress=progress
+    )
+    program = load_program(
+        segments,
+        chosen,
+        folder,
+        lambda: network,
+        precision=precision,
+        batch=batch,
+        threads=device.cores,
+    )
+    return segments, program
+
+
+def profile_network(
+    network: StitchNetwork,
+    device: Device,
+    settings: TimerSettings | None = None,
+    *,
+    topologies: tuple[str, ...] = (),
+    backend: str | Backend = "auto",
+    precision: str = "fp32",
+    batch: int = 1,
+    progress: Progress = silent,
+) -> tuple[Profile, Samples]:
+    """The profile of a network's topologies, all or those given, and the samples behind it."""
+    names = topologies or tuple(t.name for t in network.family.topologies)
+    with tempfile.TemporaryDirectory(prefix="edgestitch-") as folder:
+        _, program = build_program(
+            network,
+            tuple(network.family.topology(name).name for name in names),
+            Path(folder),
+            device,
+            backend=backend,
+            precision=precision,
+            batch=batch,
+            progress=progress,
+        )
+        return measure(program, network.family, network.digest, device, settings, progress=progress)
+
+
+def compile_deployment(
+    network: StitchNetwork,
+    plan: Plan,
+    accuracy: Accuracy,
+    out: Path,
+    device: Device,
+    settings: TimerSettings | None = None,
+    *,
+    backend: str | Backend = "auto",
+    precision: str = "fp32",
+    batch: int = 1,
+    images: np.ndarray | None = None,
+    progress: Progress = silent,
+) -> Deployment:
+    """Compiles the resident topologies of a plan into a deployment, and opens it.
+
+    Each is compared with eager on `images` (normalised, float32 [N, C, H, W]; random ones if not
+    given) and refused beyond the tolerance. Then each is measured as it is deployed, and the plan
+    in the deployment is made from those costs. The folder appears whole or not at all; an older
+    deployment in its place is replaced.
+
+    Raises:
+        MismatchError: plan or accuracy are another network's.
+        CompileError: the backend refuses a segment or computes something else than eager.
+        ArtifactError: `out` exists and is no deployment, or cannot be written.
+    """
+    weights = network.digest
+    for what, made_for in {"plan": plan.network, "accuracy": accuracy.network}.items():
+        require_equal(f"network and {what}", network=(weights, made_for))
+    require(find_backend(backend), precision)
+    names = tuple(candidate.topology for candidate in plan.resident)
+    with _folder(out) as folder:
+        segments, program = build_program(
+            network,
+            names,
+            folder / SEGMENTS,
+            device,
+            backend=backend,
+            precision=precision,
+            batch=batch,
+            progress=progress,
+        )
+        checks = check_program(program, network, images, progress=progress)
+        profile, samples = measure(
+            program, network.family, weights, device, settings, progress=progress
+        )
+        save_network(network, folder / NETWORK)
+        save(accuracy, folder / "accuracy.json")
+        save_profile(profile, samples, folder / "profile.json")
+        save(schedule.plan(profile, accuracy), folder / "plan.json")
+        manifest = Manifest(
+            family=network.family,
+            network=weights,
+            conditions=profile.conditions,
+            segments=dict(segments.atoms),
+            chains=dict(segments.chains),
+            checks=checks,
+            files=_digests(folder),
+        )
+        save(manifest, folder / MANIFEST)
+    return open_deployment(out, device)
+
+
+def check_program(
+    program: Program,
+    network: StitchNetwork,
+    images: np.ndarray | None = None,
+    *,
+    progress: Progress = silent,
+) -> tuple[Check, ...]:
+    """Every topology of a program beside eager.
+
+    Raises:
+        CompileError: one is beyond the tolerance; the message has the figures.
+    """
+    batch = program.batch
+    if images is None:
+        images = example_images(network.family, 8 * batch, seed=1)
+    whole = len(images) // batch * batch
+    images = np.ascontiguousarray(images[:whole])
+    checks = []
+    for index, (name, run) in enumerate(program.runs.items()):
+        progress("check", index, len(program.runs))
+        with torch.inference_mode():
+            expected = network.assemble(name)(torch.from_numpy(images)).numpy()
+        found = np.concatenate([run(images[i : i + batch]) for i in range(0, whole, batch)])
+        checks.append(_check(name, found, expected))
+        _require_close(checks[-1], program)
+    progress("check", len(checks), len(checks))
+    return tuple(checks)
+
+
+def open_deployment(folder: Path, device: Device) -> Deployment:
+    """The deployment in a folder, its topologies ready to be called.
+
+    Raises:
+        ArtifactError: there is none, or a file in it is missing or altered.
+        MismatchError: it was compiled for other hardware or another version of its backend.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise ArtifactError(
+            f"no deployment at {folder}: it has no {MANIFEST}; `edgestitch compile` makes one"
+        )
+    manifest = load(Manifest, folder / MANIFEST)
+    for name, expected in manifest.files.items():
+        if sha256(read(folder / name)) != expected:
+            raise ArtifactError(
+                f"{folder / name} was altered after the deployment was made; compile it again"
+            )
+    backend = find_backend(manifest.conditions.backend)
+    conditions = manifest.conditions
+    require(backend, conditions.precision)
+    if device.name != conditions.device:
+        raise MismatchError(_elsewhere(folder, "device", conditions.device, device.name))
+    if device.hardware != conditions.hardware:
+        raise MismatchError(_elsewhere(folder, "hardware", conditions.hardware, device.hardware))
+    found, made_with = backend.version(), conditions.versions[backend.name]
+    if found != made_with:
+        raise MismatchError(_elsewhere(folder, f"{backend.name} version", made_with, found))
+    program = load_program(
+        Cut(atoms=manifest.segments, chains=manifest.chains),
+        backend,
+        folder / SEGMENTS,
+        lambda: load_network(folder / NETWORK),
+        precision=conditions.precision,
+        batch=conditions.batch,
+        threads=conditions.threads,
+    )
+    return Deployment(
+        folder=folder,
+        manifest=manifest,
+        plan=load(Plan, folder / "plan.json"),
+        profile=load(Profile, folder / "profile.json"),
+        accuracy=load(Accuracy, folder / "accuracy.json"),
+        program=program,
+    )
+
+
+def _elsewhere(folder: Path, field: str, made_for: str, found: str) -> str:
+    return (
+        f"the deployment at {folder} was compiled and measured for another machine: {field} is "
+        f"{made_for} there and {found} here; compile it here"
+    )
+
+
+def _check(name: str, found: np.ndarray, expected: np.ndarray) -> Check:
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    cosine = (found * expected).sum(1) / np.maximum(norms, np.finfo(np.float32).tiny)
+    return Check(
+        topology=name,
+        images=len(found),
+        max_difference=float(np.abs(found - expected).max() / np.abs(expected).max()),
+        min_cosine=float(cosine.min()),
+        top1_agreement=float((found.argmax(1) == expected.argmax(1)).mean()),
+    )
+
+
+def _require_close(check: Check, program: Program) -> None:
+    largest, smallest = TOLERANCE[program.precision]
+    # Not-a-number must fail, so the comparison asks for what is right.
+    if not (check.max_difference <= largest and check.min_cosine >= smallest):
+        raise CompileError(
+            f"{check.topology} compiled by {program.backend} {program.precision} is not equal to "
+            f"eager: logits differ by {check.max_difference:.2g} of the largest (allowed "
+            f"{largest:g}), cosine {check.min_cosine:.6f} (at least {smallest:g}); use another "
+            "precision or backend"
+        )
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): sha256(read(path)) for path in files}
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """A folder that takes the place of `out` at the end, and vanishes on any failure."""
+    if out.exists() and not (out / MANIFEST).is_file():
+        raise ArtifactError(f"{out} exists and is no deployment; give another folder")
+    out = out.absolute()
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _replace_folder(temporary, out)
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write {out}: {error.strerror or error}; nothing was changed"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(new: Path, out: Path) -> None:
+    """Puts `new` in the place of `out`; of two processes that do so at once the last one's stays."""
+    while True:
+        try:
+            os.replace(new, out)  # fails where a folder with something in it is
+        except OSError:
+            if not out.exists():
+                raise
+        else:
+            return
+        old = new.with_suffix(f".{secrets.token_hex(4)}.old")
+        with suppress(FileNotFoundError):  # the other process was faster
+            os.replace(out, old)
+            shutil.rmtree(old, ignore_errors=True)

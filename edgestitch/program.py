@@ -1,0 +1,125 @@
+"""Programs: topologies of a network cut into segments, compiled, and ready to be called."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .backends import Backend, Compiled, Run
+from .errors import DeviceError
+from .family import Family, cut, normalized_range, segment_name
+from .network import StitchNetwork
+from .progress import Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How topologies are divided: segments by name, with their atoms, and each topology's segments."""
+
+    atoms: Mapping[str, tuple[str, ...]]
+    chains: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """Topologies that can be called, by name."""
+
+    backend: str
+    precision: str
+    batch: int
+    threads: int
+    version: str
+    segments: tuple[str, ...]
+    runs: Mapping[str, Run]
+
+
+def cut_topologies(family: Family, topologies: Iterable[str]) -> Cut:
+    """The fewest segments such that every topology uses each of them whole or not at all."""
+    chains = {name: family.atoms(name) for name in topologies}
+    parts = cut(chains.values())
+    return Cut(
+        atoms={segment_name(atoms): atoms for chain in chains.values() for atoms in parts[chain]},
+        chains={
+            name: tuple(segment_name(atoms) for atoms in parts[chain])
+            for name, chain in chains.items()
+        },
+    )
+
+
+def require(backend: Backend, precision: str) -> None:
+    """Raises unless the backend works here and knows the precision."""
+    reason = backend.unavailable()
+    if reason is not None:
+        raise DeviceError(f"backend {backend.name} does not work here: {reason}")
+    if precision not in backend.precisions:
+        raise ValueError(
+            f"backend {backend.name} knows {', '.join(backend.precisions)}, not {precision!r}"
+        )
+
+
+def compile_segments(
+    network: StitchNetwork,
+    plan: Cut,
+    backend: Backend,
+    folder: Path,
+    *,
+    precision: str = "fp32",
+    batch: int = 1,
+    progress: Progress = silent,
+) -> None:
+    """Compiles every segment once, on its real input shape, to files in a folder."""
+    require(backend, precision)
+    folder.mkdir(parents=True, exist_ok=True)
+    outputs: dict[str, torch.Size] = {}
+    network.eval()
+    for chain in plan.chains.values():
+        shape = torch.Size((batch, *network.family.input_shape))
+        for name in chain:
+            if name not in outputs:
+                progress("compile", len(outputs), len(plan.atoms))
+                segment, example = network.chain(plan.atoms[name]), torch.zeros(shape)
+                backend.compile(segment, example, folder / name, precision)
+                with torch.inference_mode():
+                    outputs[name] = segment(example).shape
+            shape = outputs[name]
+    progress("compile", len(plan.atoms), len(plan.atoms))
+
+
+def load_program(
+    plan: Cut,
+    backend: Backend,
+    folder: Path,
+    network: Callable[[], StitchNetwork],
+    *,
+    precision: str,
+    batch: int,
+    threads: int,
+) -> Program:
+    """The topologies whose segments `compile_segments` wrote to a folder."""
+    require(backend, precision)
+    compiled = Compiled(
+        folder=folder,
+        chains=plan.chains,
+        atoms=plan.atoms,
+        precision=precision,
+        threads=threads,
+        network=network,
+    )
+    return Program(
+        backend=backend.name,
+        precision=precision,
+        batch=batch,
+        threads=threads,
+        version=backend.version(),
+        segments=tuple(plan.atoms),
+        runs=backend.load(compiled),
+    )
+
+
+def example_images(family: Family, batch: int, *, seed: int = 0) -> np.ndarray:
+    """Random normalised images, float32 [batch, C, H, W]."""
+    low, high = normalized_range(family)
+    random = np.random.default_rng(seed)
+    return random.uniform(low, high, (batch, *family.input_shape)).astype(np.float32)

@@ -1,0 +1,76 @@
+"""A runtime at work on labelled images while its budget changes, frame by frame, and what it did."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from .data import LabelledImages, preprocess
+from .evaluate import wilson
+from .progress import Progress, silent
+from .report import RunRow
+from .runtime import Runtime
+
+
+def run_session(
+    runtime: Runtime,
+    data: LabelledImages,
+    budgets_ms: Sequence[float],
+    *,
+    progress: Progress = silent,
+) -> tuple[RunRow, ...]:
+    """Runs all images under each budget in turn, on one runtime, switching in place.
+
+    Every budget sees every image, so the rows can be compared; images are normalised beforehand.
+
+    Raises:
+        ValueError: the images do not fit the network, or are fewer than one batch.
+    """
+    family = runtime.deployment.manifest.family
+    batch = runtime.input_shape[0]
+    if len(data) < batch:
+        raise ValueError(f"a batch of {batch} is more than the {len(data)} images")
+    images = preprocess(data.images, mean=family.mean, std=family.std)
+    frames = np.split(images[: len(images) // batch * batch], len(images) // batch)
+    labels = data.labels[: len(frames) * batch].reshape(-1, batch)
+    return tuple(
+        _run_budget(runtime, budget_ms, frames, labels, index, len(budgets_ms), progress)
+        for index, budget_ms in enumerate(budgets_ms)
+    )
+
+
+def _run_budget(
+    runtime: Runtime,
+    budget_ms: float,
+    frames: list[np.ndarray],
+    labels: np.ndarray,
+    index: int,
+    number: int,
+    progress: Progress,
+) -> RunRow:
+    before = time.perf_counter_ns()
+    runtime.budget_ms = budget_ms
+    switch_us = (time.perf_counter_ns() - before) / 1e3
+    correct = 0
+    latencies, met = [], []
+    for frame, label in zip(frames, labels, strict=True):
+        result = runtime.infer(frame)
+        latencies.append(result.latency_ms)
+        met.append(result.met)
+        correct += int((result.output.argmax(1) == label).sum())
+        if len(latencies) % 50 == 0:
+            progress("run", index * len(frames) + len(latencies), number * len(frames))
+    low, high = wilson(correct, labels.size)
+    return RunRow(
+        budget_ms=budget_ms,
+        topology=runtime.topology,
+        frames=len(frames),
+        median_ms=float(np.median(latencies)),
+        p99_ms=float(np.quantile(latencies, 0.99, method="higher")),
+        top1=100 * correct / labels.size,
+        top1_low=100 * low,
+        top1_high=100 * high,
+        hit_rate=float(np.mean(np.asarray(met, dtype=float))),
+        switch_us=switch_us,
+        first_ms=latencies[0],
+    )

@@ -1,0 +1,620 @@
+"""The report: one page that loads nothing, and picks exactly what the scheduler picks."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from importlib.resources import files
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from edgestitch import report, schedule
+from edgestitch.accuracy import Accuracy, TopologyAccuracy
+from edgestitch.complexity import AtomComplexity, Complexity
+from edgestitch.errors import ArtifactError, EdgestitchError, InfeasibleError, MismatchError
+from edgestitch.family import load_family
+from edgestitch.profile import Conditions, Cost, Profile, Protocol
+from edgestitch.report import RunRow, render, write_report
+from edgestitch.schedule import Budget, Candidate, Plan, candidates
+
+FAMILY = load_family("toy")
+NETWORK = "5eed" * 16
+CHROMIUM = shutil.which("chromium")
+ARGUMENTS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+]
+# In the family's order: anchors a and b, then the stitched ones; some of them on the front.
+MEDIANS = (1.0, 3.0, 2.71, 2.2, 2.45, 1.72, 1.5, 1.93, 1.38)
+TOP1 = (80.0, 91.0, 90.25, 88.5, 88.0, 86.0, 84.0, 83.5, 81.0)
+HOSTILE = "</script><b>{{title}}</b><script>alert('x')</script>"
+
+
+def make_accuracy(top1: Sequence[float] = TOP1) -> Accuracy:
+    names = [topology.name for topology in FAMILY.topologies]
+    return Accuracy(
+        family="toy",
+        network=NETWORK,
+        data="da7a" * 16,
+        num_images=400,
+        rows=tuple(
+            TopologyAccuracy(
+                topology=name, top1=x, low=x - 2.5, high=x + 2.25, correct=round(4 * x)
+            )
+            for name, x in zip(names, top1, strict=True)
+        ),
+    )
+
+
+def make_profile(medians: Sequence[float] = MEDIANS, **changes: Any) -> Profile:
+    names = [topology.name for topology in FAMILY.topologies]
+    conditions = Conditions(
+        device="cpu",
+        hardware="Toy CPU, 2 cores",
+        power_mode=None,
+        backend="openvino",
+        precision="fp32",
+        batch=1,
+        threads=2,
+        versions={"openvino": "2025.3", "torch": "2.9"},
+    )
+    protocol = Protocol(
+        precision=0.01,
+        min_samples=500,
+        time_cap_s=60,
+        seed=7,
+        duration_s=31.4,
+        steady=True,
+        capped=False,
+    )
+    values: dict[str, Any] = {
+        "family": "toy",
+        "network": NETWORK,
+        "conditions": conditions,
+        "protocol": protocol,
+        "segments": ("a:stem", "a:0"),
+        "meter": "none",
+        "energy_reason": "no counter <here> & now",
+        "date": "2026-11-24",
+        "samples_digest": "5a" * 32,
+        "costs": tuple(make_cost(name, x) for name, x in zip(names, medians, strict=True)),
+    }
+    return Profile(**{**values, **changes})
+
+
+def make_cost(name: str, median_ms: float) -> Cost:
+    return Cost(
+        topology=name,
+        latency_ms=median_ms,
+        latency_low_ms=0.99 * median_ms,
+        latency_high_ms=1.01 * median_ms,
+        p99_ms=1.07 * median_ms,
+        p99_high_ms=1.13 * median_ms,
+        max_ms=2 * median_ms,
+        energy_mj=None,
+        samples=1200,
+    )
+
+
+@pytest.fixture(scope="module")
+def accuracy():
+    return make_accuracy()
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return make_profile()
+
+
+@pytest.fixture(scope="module")
+def plan(profile, accuracy):
+    return schedule.plan(profile, accuracy, [Budget(latency_ms=x) for x in (1.8, 2.6, 5.0)])
+
+
+@pytest.fixture(scope="module")
+def complexity():
+    atoms = {atom for topology in FAMILY.topologies for atom in FAMILY.atoms(topology)}
+    sizes = {atom: 1000 * (1 + 3 * atom.startswith("b")) for atom in atoms}
+    return Complexity(
+        family="toy",
+        family_digest=FAMILY.digest,
+        atoms={atom: AtomComplexity(macs=9 * n, params=n) for atom, n in sizes.items()},
+    )
+
+
+@pytest.fixture(scope="module")
+def run():
+    return RunRow(
+        budget_ms=1.8,
+        topology="a:0:2+b:2:3",
+        frames=2000,
+        median_ms=1.51,
+        p99_ms=1.63,
+        top1=84.3,
+        top1_low=82.6,
+        top1_high=85.8,
+        hit_rate=0.9985,
+        switch_us=41.0,
+        first_ms=None,
+    )
+
+
+def embedded(page: str) -> Any:
+    """The data that the page's script works with."""
+    return json.loads(part(page, 'id="picture">', "</script>"))
+
+
+def part(text: str, after: str, before: str) -> str:
+    """What stands between two texts, each of which must be there."""
+    _, found, rest = text.partition(after)
+    assert found
+    inside, found, _ = rest.partition(before)
+    assert found
+    return inside
+
+
+def without_plotly(page: str) -> str:
+    script = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    assert script in page
+    return page.replace(script, "")
+
+
+def page_pick(picks: list[dict[str, Any]], budget_ms: float) -> str | None:
+    """What the page's script does: the last step at or below the budget."""
+    step = bisect_right([pick["bound_ms"] for pick in picks], budget_ms)
+    return str(picks[step - 1]["topology"]) if step else None
+
+
+def scheduler_pick(choose: Callable[[Budget], Candidate], budget_ms: float) -> str | None:
+    try:
+        return choose(Budget(latency_ms=budget_ms)).topology
+    except InfeasibleError:
+        return None
+
+
+def around(values: Sequence[float]) -> Iterator[float]:
+    """Budgets at every value, the floats next to it, and between two values."""
+    for value in values:
+        yield from (math.nextafter(value, 0), value, math.nextafter(value, math.inf))
+    yield from ((low + high) / 2 for low, high in pairwise(sorted(values)))
+    yield from (min(values) / 2, 2 * max(values))
+
+
+# --- what the page says ----------------------------------------------------------------------
+
+
+def test_page_refers_to_nothing_outside_itself(profile, accuracy, plan, complexity):
+    page = without_plotly(
+        render(FAMILY, accuracy, profile=profile, plan=plan, complexity=complexity)
+    )
+    assert "http:" not in page
+    assert "https:" not in page
+    assert re.findall(r'(?:src|href|action)="([^"]*)"', page) == ["data:,"]
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_page_has_no_marker_left(profile, accuracy):
+    assert "{{" not in without_plotly(render(FAMILY, accuracy, profile=profile))
+
+
+def test_hostile_text_is_text(accuracy, run):
+    honest = make_profile()
+    profile = make_profile(
+        conditions=replace(
+            honest.conditions, hardware=HOSTILE, power_mode=HOSTILE, versions={HOSTILE: HOSTILE}
+        ),
+        energy_reason=HOSTILE,
+        date=HOSTILE,
+        meter=HOSTILE,
+        samples_digest=HOSTILE,
+    )
+    page = render(FAMILY, accuracy, profile=profile, runs=[replace(run, topology=HOSTILE)])
+    assert page.count("</script>") == without_plotly(
+        render(FAMILY, accuracy, profile=honest)
+    ).count("</script>")
+    assert "<b>{{title}}" not in page
+    assert "&lt;/script&gt;&lt;b&gt;{{title}}&lt;/b&gt;" in page
+    assert all("<script" not in point["hover"] for point in embedded(page)["points"])
+
+
+@pytest.mark.parametrize("with_profile", [True, False])
+def test_every_topology_is_in_the_table_and_in_the_picture(
+    with_profile, accuracy, profile, complexity
+):
+    page = render(
+        FAMILY, accuracy, profile=profile if with_profile else None, complexity=complexity
+    )
+    names = [topology.name for topology in FAMILY.topologies]
+    rows = re.findall(r'<th scope="row" class="name">([^<]*)</th>', page)
+    assert sorted(rows) == sorted(names)
+    assert sorted(point["topology"] for point in embedded(page)["points"]) == sorted(names)
+
+
+def test_table_is_sorted_by_latency_and_marks_the_front(accuracy, profile):
+    page = render(FAMILY, accuracy, profile=profile)
+    rows = re.findall(r'<tr class="([^"]*)"><th scope="row" class="name">([^<]*)</th>', page)
+    by_median = sorted(profile.costs, key=lambda cost: cost.latency_ms)
+    assert [name for _, name in rows] == [cost.topology for cost in by_median]
+    front = schedule.pareto_front(candidates(profile, accuracy))
+    assert [name for css, name in rows if "front" in css] == [c.topology for c in front]
+    assert {name for css, name in rows if "anchor" in css} == {"a:0:3", "b:0:3"}
+
+
+def test_without_a_profile_accuracy_stands_against_multiply_adds(accuracy, complexity):
+    page = render(FAMILY, accuracy, complexity=complexity)
+    data = embedded(page)
+    assert [axis["key"] for axis in data["axes"]] == ["macs"]
+    assert data["pools"] == {}
+    assert "No latency was measured" in page
+    assert "How it was measured" not in page
+
+
+def test_without_complexity_there_are_latencies_only(accuracy, profile):
+    axes = embedded(render(FAMILY, accuracy, profile=profile))["axes"]
+    assert [axis["key"] for axis in axes] == ["bound", "median"]
+
+
+def test_neither_profile_nor_complexity_is_refused(accuracy, plan, tmp_path):
+    path = tmp_path / "report.html"
+    with pytest.raises(ValueError, match=r"pass profile= .* complexity= .* or both"):
+        write_report(path, FAMILY, accuracy, plan=plan)
+    assert not path.exists()
+
+
+def test_a_number_that_was_not_measured_is_given_with_its_reason(accuracy, profile):
+    page = render(FAMILY, accuracy, profile=profile)
+    assert "Energy not measured: no counter &lt;here&gt; &amp; now." in page
+    assert "Energy (mJ)" not in page
+    hover = embedded(page)["points"][0]["hover"]
+    assert "Energy not measured: no counter &lt;here&gt; &amp; now" in hover
+
+
+def test_energy_that_was_measured_is_in_table_and_hover(accuracy):
+    costs = [replace(cost, energy_mj=12 * cost.latency_ms) for cost in make_profile().costs]
+    page = render(
+        FAMILY, accuracy, profile=make_profile(costs=tuple(costs), energy_reason=None, meter="rapl")
+    )
+    assert "Power (W)" in page
+    assert "Energy 12.0 mJ, 12.0 W" in embedded(page)["points"][0]["hover"]
+    assert "not measured" not in part(page, 'id="topologies"', "</section>")
+
+
+def test_a_bound_from_few_samples_is_said_to_be_the_largest_sample(accuracy):
+    costs = [replace(cost, p99_ms=None, p99_high_ms=None) for cost in make_profile().costs]
+    page = render(FAMILY, accuracy, profile=make_profile(costs=tuple(costs)))
+    assert "9 topologies have fewer samples than a bound of the 99th percentile takes" in page
+    assert (
+        "Largest of 1\N{NO-BREAK SPACE}200 samples 2.00 ms" in embedded(page)["points"][0]["hover"]
+    )
+
+
+def test_a_topology_that_was_not_evaluated_is_said_to_be(accuracy, profile):
+    page = render(FAMILY, replace(accuracy, rows=accuracy.rows[:-1]), profile=profile)
+    assert page.count("not evaluated") == 1
+    assert len(embedded(page)["points"]) == len(FAMILY.topologies) - 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steady": True}, "latencies had settled before the first sample"),
+        ({"steady": False}, "latencies had not settled before the first sample"),
+        ({"capped": True}, "by the time cap, before every topology met the stop rule"),
+        ({"capped": False}, "when every topology met the stop rule"),
+    ],
+)
+def test_whether_the_measurement_can_be_relied_on_is_said_in_words(accuracy, changes, words):
+    protocol = replace(make_profile().protocol, **changes)
+    assert words in render(FAMILY, accuracy, profile=make_profile(protocol=protocol))
+
+
+def test_plan_and_run_are_tables(accuracy, profile, plan, run):
+    page = render(FAMILY, accuracy, profile=profile, plan=plan, runs=[run])
+    for choice in plan.choices:
+        assert re.search(f">{choice.budget}</th><td[^>]*>{re.escape(choice.topology)}<", page)
+    assert f"{plan.safety.topology} is the safety topology" in page
+    cells = ("2\N{NO-BREAK SPACE}000", "1.51", "1.63", "99.85", "84.30", "82.60 to 85.80")
+    row = part(page, ">1.80 ms</th>", "</tr>")
+    assert re.findall(r">([^<]+)<", row) == [
+        *("a:0:2+b:2:3", *cells, "41.0 \N{MICRO SIGN}s", "not measured")
+    ]
+
+
+def test_a_plan_without_budgets_says_from_where_each_topology_is_used(accuracy, profile):
+    page = render(FAMILY, accuracy, profile=profile, plan=schedule.plan(profile, accuracy))
+    assert ">from 1.13 ms</th>" in page
+
+
+def test_artifacts_of_different_networks_are_refused(accuracy, profile, plan, complexity):
+    other = replace(profile, network="0" * 64)
+    with pytest.raises(MismatchError, match=r"profile and accuracy .* network is 0000"):
+        render(FAMILY, accuracy, profile=other)
+    with pytest.raises(MismatchError, match="plan and profile do not belong together"):
+        render(FAMILY, accuracy, profile=replace(profile, date="later"), plan=plan)
+    with pytest.raises(MismatchError, match="plan and accuracy do not belong together"):
+        render(FAMILY, replace(accuracy, num_images=1), profile=profile, plan=plan)
+    with pytest.raises(MismatchError, match="complexity was counted for"):
+        render(FAMILY, accuracy, complexity=replace(complexity, family_digest="0" * 64))
+    with pytest.raises(MismatchError, match="family and accuracy"):
+        render(load_family("deit-ti-s-b"), accuracy, profile=profile)
+
+
+def test_a_topology_of_another_family_is_refused(accuracy, profile):
+    rows = (*accuracy.rows, replace(accuracy.rows[0], topology="c:0:12"))
+    with pytest.raises(MismatchError, match=r"c:0:12 was measured, but toy has no such topology"):
+        render(FAMILY, replace(accuracy, rows=rows), profile=profile)
+
+
+def test_page_is_written_whole_or_not_at_all(accuracy, profile, tmp_path):
+    path = tmp_path / "made" / "report.html"
+    write_report(path, FAMILY, accuracy, profile=profile)
+    assert path.read_text(encoding="utf-8") == render(FAMILY, accuracy, profile=profile)
+    assert list(path.parent.iterdir()) == [path]
+    with pytest.raises(ArtifactError, match="cannot write"):
+        write_report(path / "below-a-file.html", FAMILY, accuracy, profile=profile)
+
+
+def test_missing_library_is_named(accuracy, profile, monkeypatch):
+    def absent(package):
+        if package == "plotly":
+            raise ModuleNotFoundError("No module named 'plotly'")
+        return files(package)
+
+    monkeypatch.setattr(report, "files", absent)
+    with pytest.raises(EdgestitchError, match=r"No module named 'plotly'.*pip install 'plotly>=6'"):
+        render(FAMILY, accuracy, profile=profile)
+
+
+def test_report_imports_neither_torch_nor_scipy_nor_plotlys_figures():
+    check = (
+        "import sys, edgestitch.report as report; report._plotly(); "
+        "print([m for m in ('torch', 'scipy', 'numpy', 'plotly.graph_objs') if m in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (report.format_ms(2.4137), "2.41 ms"),
+        (report.format_ms(0.412), "0.412 ms"),
+        (report.format_ms(0.0382), "38.2 \N{MICRO SIGN}s"),
+        (report.format_ms(0.0), "0 \N{MICRO SIGN}s"),
+        (report.format_ms(12_340), "12.3 s"),
+        (report.format_mj(31.25), "31.2 mJ"),
+        (report.format_w(0.052), "52.0 mW"),
+        (report.format_gmacs(1.2583), "1.26 GMACs"),
+        (report.format_gmacs(0.00534), "5.34 MMACs"),
+        (report.format_count(5_717_416), "5.72 M"),
+        (report.format_count(1234), "1234"),
+        (report.format_percent(83.154), "83.15 %"),
+        (report.format_interval(82.4, 83.96), "82.40 to 83.96"),
+        (report.format_number(123_456), "123456"),
+    ],
+)
+def test_numbers_for_people(text, expected):
+    assert text == expected
+
+
+# --- what the slider picks -------------------------------------------------------------------
+
+
+def test_slider_picks_what_the_plan_picks(accuracy, profile, plan):
+    pools = embedded(render(FAMILY, accuracy, profile=profile, plan=plan))["pools"]
+    assert list(pools) == ["Resident in the plan", "All measured"]
+    for budget_ms in around([cost.bound_ms for cost in profile.costs]):
+        asked = page_pick(pools["Resident in the plan"], budget_ms)
+        assert asked == scheduler_pick(plan.choose, budget_ms)
+
+
+few = st.sampled_from([1.0, 1.5, 2.0, 2.5, 3.0])
+nine = st.tuples(*[few] * len(FAMILY.topologies))
+
+
+@settings(max_examples=15)
+@given(medians=nine, top1=nine)
+def test_slider_picks_what_the_scheduler_picks_among_all(medians, top1):
+    profile, accuracy = make_profile(medians), make_accuracy(tuple(80 + x for x in top1))
+    pool = candidates(profile, accuracy)
+    picks = embedded(render(FAMILY, accuracy, profile=profile))["pools"]["All measured"]
+    for budget_ms in around([c.latency_ms for c in pool]):
+        expected = scheduler_pick(lambda budget: schedule.choose(pool, budget), budget_ms)
+        asked = page_pick(picks, budget_ms)
+        worth: dict[str | None, Any] = {
+            c.topology: (c.top1, c.latency_ms, c.median_ms) for c in pool
+        }
+        # Of topologies that are equal in everything, any one is right.
+        assert asked == expected or worth[asked] == worth[expected]
+
+
+def test_slider_reaches_below_the_fastest_and_above_the_slowest(accuracy, profile):
+    slider = embedded(render(FAMILY, accuracy, profile=profile))["slider"]
+    bounds = [cost.bound_ms for cost in profile.costs]
+    assert 0 < slider["min"] < min(bounds)
+    assert slider["max"] > max(bounds)
+    assert 100 <= (slider["max"] - slider["min"]) / slider["step"] <= 1000
+
+
+# --- in a browser ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the path")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def opened(browser, tmp_path_factory, accuracy, profile, plan, complexity, run):
+    """The report, open in a browser, with its complaints and its requests; opened once."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(
+        path, FAMILY, accuracy, profile=profile, plan=plan, complexity=complexity, runs=[run]
+    )
+    complaints: list[str] = []
+    requests: list[str] = []
+    page = browser.new_page()
+    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(path.as_uri())
+    page.wait_for_selector("#plot .scatterlayer .points path")
+    return page, path.as_uri(), complaints, requests
+
+
+@pytest.fixture
+def page(opened):
+    """The page as it opens; after a test, nothing must have gone wrong or been requested."""
+    page, url, complaints, requests = opened
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size({"width": 1200, "height": 900})
+    page.get_by_label("Latency, p99 bound").check(force=True)
+    page.get_by_label("Resident in the plan").check(force=True)
+    yield page
+    assert complaints == []
+    assert requests == [url]
+
+
+def shown_pick(page: Any) -> tuple[str | None, float | None, float | None]:
+    """The topology that the page states, and where it is marked in the picture."""
+    trace = "document.getElementById('plot').data.at(-1)"
+    state = page.evaluate(f"[document.getElementById('pick').dataset.topology, {trace}]")
+    topology, marked = state
+    assert marked["name"] == "picked"
+    return topology or None, marked["x"][0], marked["y"][0]
+
+
+def assert_picks_as(plan: Plan, page: Any) -> None:
+    """The slider's value leads to the plan's choice, in words and in the picture."""
+    budget_ms = float(page.locator("#slider").input_value())
+    topology, x, y = shown_pick(page)
+    assert topology == scheduler_pick(plan.choose, budget_ms)
+    if topology is None:
+        assert (x, y) == (None, None)
+        assert "Nothing fits within" in page.locator("#pick").inner_text()
+        return
+    chosen = plan.choose(Budget(latency_ms=budget_ms))
+    assert (x, y) == (chosen.latency_ms, chosen.top1)
+    text = page.locator("#pick").inner_text()
+    for words in (chosen.topology, f"{chosen.top1:.2f} %", report.format_ms(chosen.latency_ms)):
+        assert words in text
+    assert page.locator("#topologies tr.picked th").inner_text() == chosen.topology
+
+
+def until(condition: Callable[[], bool], page: Any) -> None:
+    for _ in range(100):
+        if condition():
+            return
+        page.wait_for_timeout(50)
+    pytest.fail("did not happen within five seconds")
+
+
+def test_picture_shows_every_topology(page):
+    points = page.evaluate(
+        "document.getElementById('plot').data.flatMap((trace) => trace.ids ?? []).sort()"
+    )
+    names = [topology.name for topology in FAMILY.topologies]
+    assert sorted(set(points)) == sorted(names)
+    # The mark of the pick is one more.
+    assert page.locator("#plot .scatterlayer .points path").count() == len(names) + 1
+
+
+def test_slider_moved_by_its_value_picks_as_the_plan(page, plan, profile):
+    bounds = [cost.bound_ms for cost in profile.costs]
+    picked = set()
+    for budget_ms in (*bounds, *(bound + 0.02 for bound in bounds), 0.9):
+        page.locator("#slider").fill(f"{budget_ms:.2f}")
+        assert_picks_as(plan, page)
+        picked.add(shown_pick(page)[0])
+    assert picked == {None, *(candidate.topology for candidate in plan.resident)}
+
+
+def test_slider_moved_by_keyboard_picks_as_the_plan(page, plan):
+    slider = page.locator("#slider")
+    slider.focus()
+    for key in (
+        "End",
+        "PageDown",
+        "PageDown",
+        "ArrowLeft",
+        "PageDown",
+        "Home",
+        "ArrowRight",
+        "PageUp",
+    ):
+        before = slider.input_value()
+        page.keyboard.press(key)
+        assert slider.input_value() != before
+        assert slider.get_attribute("aria-valuetext") == f"{float(slider.input_value()):.2f} ms"
+        assert_picks_as(plan, page)
+
+
+def test_below_the_fastest_the_page_says_by_how_much_it_misses(page, plan):
+    page.locator("#slider").fill("1.00")
+    assert shown_pick(page) == (None, None, None)
+    assert page.locator("#pick").inner_text().split("\n") == [
+        "Nothing fits within 1.00 ms",
+        f"The fastest, {plan.safety.topology}, takes up to 1.13 ms and misses by 0.130 ms. "
+        "A runtime runs it all the same, and says so.",
+    ]
+    assert page.locator("#topologies tr.picked").count() == 0
+
+
+def test_slider_may_choose_from_all_that_was_measured(page, profile, accuracy):
+    pool = candidates(profile, accuracy)
+    page.get_by_label("All measured").check(force=True)
+    for budget_ms in (1.0, 1.6, 1.7, 2.2, 3.2, 3.5):
+        page.locator("#slider").fill(str(budget_ms))
+        expected = scheduler_pick(lambda budget: schedule.choose(pool, budget), budget_ms)
+        assert shown_pick(page)[0] == expected
+
+
+def test_picture_can_be_set_against_each_cost(page, profile, plan, complexity):
+    page.locator("#slider").fill("2.60")
+    chosen = plan.choose(Budget(latency_ms=2.6))
+    lines = "document.getElementById('plot').layout.shapes.map((shape) => shape.x0)"
+    costs = {
+        "Latency, median": profile.predict(chosen.topology).latency_ms,
+        "Multiply-adds": 1e6 * complexity.gmacs(FAMILY, chosen.topology),
+        "Latency, p99 bound": chosen.latency_ms,
+    }
+    for label, x in costs.items():
+        page.get_by_label(label).check(force=True)
+        assert shown_pick(page)[1] == pytest.approx(x)
+        assert page.evaluate(lines) == ([] if label == "Multiply-adds" else [2.6])
+
+
+def test_picture_follows_the_colour_scheme_and_paper_is_light(page):
+    color = "document.querySelector('#plot .xtick text').style.fill"
+    until(lambda: page.evaluate(color) == "rgb(85, 98, 111)", page)
+    light = page.evaluate(color)
+    page.emulate_media(color_scheme="dark")
+    # Not wait_for_function: it evaluates text, which the page's own policy forbids.
+    until(lambda: page.evaluate(color) != light, page)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(color) == light
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(color) != light
+
+
+def test_page_fits_a_narrow_screen(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360

@@ -1,0 +1,274 @@
+"""The runtime: budgets that move while it runs, from any thread, and what it refuses."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from edgestitch import DeviceError, InfeasibleError, Runtime
+from edgestitch.engine import check_program
+from edgestitch.testing import fake_deployment, toy_deployment, toy_network
+
+COSTS = {"a:0:3": 1.0, "a:0:1+b:1:3": 2.0, "b:0:3": 4.0}
+IMAGE = np.zeros((1, 1, 8, 8), np.float32)
+
+
+@pytest.fixture
+def runtime():
+    with Runtime(fake_deployment(COSTS)) as runtime:
+        yield runtime
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    return toy_deployment(tmp_path_factory.mktemp("toy") / "deployment")
+
+
+def test_without_a_budget_the_most_accurate_runs(runtime):
+    assert runtime.topology == "b:0:3"
+
+
+@pytest.mark.parametrize(
+    ("budget_ms", "topology"),
+    [(1.0, "a:0:3"), (1.99, "a:0:3"), (2.0, "a:0:1+b:1:3"), (3.9, "a:0:1+b:1:3"), (4.0, "b:0:3")],
+)
+def test_a_budget_picks_the_best_that_fits(runtime, budget_ms, topology):
+    runtime.budget_ms = budget_ms
+    assert runtime.topology == topology
+    assert runtime.infer(IMAGE).topology == topology
+
+
+def test_a_budget_that_cannot_be_met_runs_the_fastest_and_says_so(runtime):
+    runtime.budget_ms = 0.5
+    result = runtime.infer(IMAGE)
+    assert result.topology == "a:0:3"
+    assert not result.feasible
+    diagnostics = runtime.diagnostics()
+    assert diagnostics.level == "WARN"
+    assert "no topology fits 0.5 ms" in diagnostics.message
+
+
+def test_strict_raises_for_a_budget_that_cannot_be_met_and_keeps_the_last_one():
+    with Runtime(fake_deployment(COSTS), budget_ms=2.5, strict=True) as runtime:
+        with pytest.raises(InfeasibleError, match="a:0:3, takes 1 ms, 0.5 ms too much"):
+            runtime.budget_ms = 0.5
+        assert runtime.budget_ms == 2.5
+        assert runtime.topology == "a:0:1+b:1:3"
+
+
+def test_a_call_can_have_a_budget_of_its_own(runtime):
+    runtime.budget_ms = 4.0
+    result = runtime.infer(IMAGE, budget_ms=1.5)
+    assert (result.topology, result.budget_ms) == ("a:0:3", 1.5)
+    assert runtime.infer(IMAGE).topology == "b:0:3"
+
+
+def test_a_deadline_counts_what_is_left_of_it(runtime):
+    result = runtime.infer(IMAGE, deadline_ns=time.monotonic_ns() + 60_000_000)
+    assert result.topology == "b:0:3"
+    assert result.met
+    assert result.margin_ms is not None
+    assert 0 < result.margin_ms < 60
+    late = runtime.infer(IMAGE, deadline_ns=time.monotonic_ns() - 1_000_000)
+    assert late.topology == "a:0:3"
+    assert late.met is False
+    assert not late.feasible
+
+
+def test_a_pinned_topology_stays_until_a_budget_is_set(runtime):
+    runtime.budget_ms = 4.0
+    runtime.switch("a:0:3")
+    assert runtime.infer(IMAGE).topology == "a:0:3"
+    runtime.budget_ms = 4.0
+    assert runtime.infer(IMAGE).topology == "b:0:3"
+
+
+def test_a_topology_that_is_not_resident_is_refused_by_name(runtime):
+    with pytest.raises(ValueError, match=r"a:0:2\+b:2:3 is not resident; resident are a:0:3, "):
+        runtime.switch("a:0:2+b:2:3")
+
+
+@pytest.mark.parametrize("budget", [0, -1, float("nan"), float("inf")])
+def test_impossible_budgets_are_refused_and_the_last_one_stays(runtime, budget):
+    runtime.budget_ms = 2.0
+    with pytest.raises(ValueError, match="must be above zero and finite"):
+        runtime.budget_ms = budget
+    assert runtime.budget_ms == 2.0
+
+
+def test_a_budget_of_the_wrong_type_is_refused(runtime):
+    with pytest.raises(TypeError, match="must be a number, not '5'"):
+        runtime.budget_ms = "5"
+
+
+@pytest.mark.parametrize("name", ["budget_mj", "budget_w"])
+def test_energy_budgets_need_measured_energy(runtime, name):
+    with pytest.raises(DeviceError, match="a fake deployment has no meter"):
+        setattr(runtime, name, 5.0)
+    with pytest.raises(DeviceError, match="use a latency budget"):
+        Runtime(fake_deployment(COSTS), **{name: 5.0})
+
+
+def test_energy_and_latency_bound_together():
+    energies = {"a:0:3": 10.0, "a:0:1+b:1:3": 30.0, "b:0:3": 40.0}
+    with Runtime(fake_deployment(COSTS, energies_mj=energies), budget_ms=9) as runtime:
+        runtime.budget_mj = 35.0
+        assert runtime.topology == "a:0:1+b:1:3"
+        runtime.budget_w = 12.0  # 10, 15 and 10 W
+        assert runtime.topology == "a:0:3"
+        runtime.budget_mj = runtime.budget_w = None
+        assert runtime.topology == "b:0:3"
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (IMAGE[0], r"takes float32 \[1, 1, 8, 8\], got float32 \[1, 8, 8\]"),
+        (IMAGE.astype(np.float64), r"got float64 \[1, 1, 8, 8\]; edgestitch.data.preprocess"),
+        (np.zeros((1, 1, 8, 8), np.uint8), r"got uint8"),
+        (np.full_like(IMAGE, 255.0), "normalised pixels, -2.00 to 2.00 with slack, got 255 to 255"),
+        (np.full_like(IMAGE, np.nan), "got nan to nan"),
+        (np.where(np.arange(8) == 3, np.float32(np.nan), IMAGE), "got nan to nan"),
+        (np.full_like(IMAGE, np.inf), "got inf to inf"),
+        ([[0.0]], "a NumPy array or a torch tensor, not list"),
+    ],
+)
+def test_a_wrong_image_is_refused_with_both_sides(runtime, image, message):
+    with pytest.raises(ValueError, match=message):
+        runtime(image)
+
+
+def test_what_it_takes_can_be_asked(runtime):
+    assert runtime.input_shape == (1, 1, 8, 8)
+    assert runtime.input_dtype == np.float32
+    assert runtime.topologies == tuple(COSTS)
+
+
+def test_a_closed_runtime_says_so(runtime):
+    runtime.close()
+    with pytest.raises(RuntimeError, match="closed; open a new one"):
+        runtime(IMAGE)
+    assert runtime.diagnostics().level == "ERROR"
+
+
+def test_missed_deadlines_are_counted_and_warned_of():
+    def slow(name, images):
+        time.sleep(0.003)
+        return np.zeros((len(images), 4), np.float32)
+
+    with Runtime(fake_deployment(COSTS, run=slow), budget_ms=1.5) as runtime:
+        results = [runtime.infer(IMAGE) for _ in range(5)]
+        assert not any(result.met for result in results)
+        assert all(result.margin_ms < 0 for result in results)
+        diagnostics = runtime.diagnostics()
+        assert diagnostics.level == "WARN"
+        assert diagnostics.message == "100.0 % of the last 5 deadlines missed"
+        assert diagnostics.values["deadlines_missed"] == "5"
+
+
+def test_outputs_are_the_topologys_own_whatever_ran_before(real):
+    network = toy_network()
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 1, 1, 8, 8)).astype(np.float32)
+    with Runtime(real) as runtime:
+        for first in runtime.topologies:
+            for second in runtime.topologies:
+                runtime.switch(first)
+                runtime(images[0])
+                runtime.switch(second)
+                for image in images:
+                    with torch.inference_mode():
+                        expected = network.assemble(second)(torch.from_numpy(image)).numpy()
+                    np.testing.assert_array_equal(runtime(image), expected)
+
+
+def test_outputs_belong_to_the_caller(real):
+    images = np.random.default_rng(1).uniform(-1, 1, (2, 1, 1, 8, 8)).astype(np.float32)
+    with Runtime(real) as runtime:
+        first = runtime(images[0])
+        kept = first.copy()
+        runtime(images[1])
+        np.testing.assert_array_equal(first, kept)
+
+
+def test_a_tensor_gets_a_tensor_and_strides_do_not_matter(real):
+    wide = np.random.default_rng(2).uniform(-1, 1, (1, 1, 8, 16)).astype(np.float32)
+    with Runtime(real) as runtime:
+        strided = wide[..., ::2]
+        logits = runtime(strided)
+        tensor = runtime(torch.from_numpy(np.ascontiguousarray(strided)))
+        assert isinstance(tensor, torch.Tensor)
+        np.testing.assert_array_equal(tensor.numpy(), logits)
+
+
+def test_eight_threads_get_right_answers_while_the_budget_changes(real):
+    network = toy_network()
+    images = np.random.default_rng(3).uniform(-1, 1, (8, 1, 1, 8, 8)).astype(np.float32)
+    with torch.inference_mode():
+        expected = {
+            topology: [network.assemble(topology)(torch.from_numpy(i)).numpy() for i in images]
+            for topology in Runtime(real).topologies
+        }
+    wrong: list[str] = []
+    stop = threading.Event()
+
+    def call(index: int) -> None:
+        while not stop.is_set():
+            result = runtime.infer(images[index])
+            if not np.array_equal(result.output, expected[result.topology][index]):
+                wrong.append(result.topology)
+
+    with Runtime(real) as runtime:
+        threads = [threading.Thread(target=call, args=(index,)) for index in range(8)]
+        for thread in threads:
+            thread.start()
+        bounds = [candidate.latency_ms for candidate in real.plan.resident]
+        for step in range(200):
+            runtime.budget_ms = bounds[step % len(bounds)] * 1.01
+            time.sleep(0.001)
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=30)
+        assert not any(thread.is_alive() for thread in threads)
+        assert runtime.diagnostics().values["frames"] != "0"
+    assert wrong == []
+
+
+def test_closing_waits_for_the_running_inference():
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(name, images):
+        entered.set()
+        leave.wait(10)
+        return np.zeros((len(images), 4), np.float32)
+
+    runtime = Runtime(fake_deployment(COSTS, run=slow))
+    results: list[np.ndarray] = []
+    worker = threading.Thread(target=lambda: results.append(runtime(IMAGE)))
+    worker.start()
+    entered.wait(10)
+    closer = threading.Thread(target=runtime.close)
+    closer.start()
+    leave.set()
+    closer.join(10)
+    worker.join(10)
+    assert len(results) == 1
+
+
+def test_a_deployment_is_found_by_argument_variable_and_folder(tmp_path, monkeypatch):
+    toy_deployment(tmp_path / "deployment")
+    with Runtime(tmp_path / "deployment") as runtime:
+        assert runtime(IMAGE).shape == (1, 4)
+    monkeypatch.setenv("EDGESTITCH_DEPLOYMENT", str(tmp_path / "deployment"))
+    with Runtime(str(tmp_path / "deployment")) as runtime:
+        assert runtime.deployment.folder == tmp_path / "deployment"
+    monkeypatch.delenv("EDGESTITCH_DEPLOYMENT")
+    monkeypatch.chdir(tmp_path)
+    with Runtime() as runtime:
+        assert runtime(IMAGE).shape == (1, 4)
+
+
+def test_a_resident_program_equals_eager(real):
+    checks = check_program(real.program, toy_network())
+    assert all(check.max_difference < 1e-6 for check in checks)
