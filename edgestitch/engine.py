@@ -22,7 +22,6 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from . import schedule
 from .accuracy import Accuracy
 from .artifact import Artifact, Value, load, read, save, sha256
 from .backends import Backend
@@ -43,7 +42,7 @@ from .program import (
     require,
 )
 from .progress import Progress, silent
-from .schedule import Plan
+from .schedule import Plan, with_costs
 from .timer import Samples, TimerSettings
 
 MANIFEST = "manifest.json"
@@ -178,7 +177,7 @@ def compile_deployment(
 
     Each is compared with eager on `images` (normalised, float32 [N, C, H, W]; random ones if not
     given) and refused beyond the tolerance. Then each is measured as it is deployed, and the plan
-    in the deployment is made from those costs. The folder appears whole or not at all; an older
+    in the deployment has those costs. The folder appears whole or not at all; an older
     deployment in its place is replaced.
 
     Raises:
@@ -209,7 +208,7 @@ def compile_deployment(
         save_network(network, folder / NETWORK)
         save(accuracy, folder / "accuracy.json")
         save_profile(profile, samples, folder / "profile.json")
-        save(schedule.plan(profile, accuracy), folder / "plan.json")
+        save(with_costs(plan, profile, accuracy), folder / "plan.json")
         manifest = Manifest(
             family=network.family,
             network=weights,

@@ -157,6 +157,8 @@ class Choice(Value, frozen=True, kw_only=True):
 
     budget: Budget
     topology: str
+    feasible: bool = True
+    """Whether the topology is within the budget; if not, it is the fastest there is."""
 
 
 class Plan(Artifact, frozen=True, kw_only=True, dict=True):
@@ -223,15 +225,45 @@ def plan(profile: Profile, accuracy: Accuracy, budgets: Budget | Sequence[Budget
     budgets = (budgets,) if isinstance(budgets, Budget) else tuple(budgets)
     front = pareto_front(candidates(profile, accuracy))
     chosen = [choose(front, budget) for budget in budgets]
-    resident = {c.topology: c for c in (front[0], *(chosen if budgets else front))}
+    return _plan(profile, accuracy, (front[0], *(chosen if budgets else front)), budgets)
+
+
+def with_costs(plan: Plan, profile: Profile, accuracy: Accuracy) -> Plan:
+    """The plan's resident topologies with the costs of another profile, its budgets answered anew.
+
+    A budget that none of them meets any more is answered by the fastest and marked as infeasible.
+
+    Raises:
+        MismatchError: the profile lacks one of them, or is of another network.
+    """
+    require_equal("plan and profile", network=(plan.network, profile.network))
+    known = {candidate.topology: candidate for candidate in candidates(profile, accuracy)}
+    for candidate in plan.resident:
+        profile.predict(candidate.topology)  # names what is missing
+    resident = [known[candidate.topology] for candidate in plan.resident]
+    return _plan(profile, accuracy, resident, tuple(choice.budget for choice in plan.choices))
+
+
+def _plan(
+    profile: Profile,
+    accuracy: Accuracy,
+    resident: Iterable[Candidate],
+    budgets: Sequence[Budget],
+) -> Plan:
+    unique = {candidate.topology: candidate for candidate in resident}
+    ordered = tuple(sorted(unique.values(), key=lambda c: (c.latency_ms, c.top1)))
     return Plan(
         family=profile.family,
         network=profile.network,
         profile=digest(profile),
         accuracy=digest(accuracy),
-        resident=tuple(sorted(resident.values(), key=lambda c: (c.latency_ms, c.top1))),
-        choices=tuple(
-            Choice(budget=budget, topology=candidate.topology)
-            for budget, candidate in zip(budgets, chosen, strict=True)
-        ),
+        resident=ordered,
+        choices=tuple(_answer(ordered, budget) for budget in budgets),
     )
+
+
+def _answer(resident: Sequence[Candidate], budget: Budget) -> Choice:
+    try:
+        return Choice(budget=budget, topology=choose(resident, budget).topology)
+    except InfeasibleError:
+        return Choice(budget=budget, topology=resident[0].topology, feasible=False)

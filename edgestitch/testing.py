@@ -13,7 +13,7 @@ import torch
 
 from .accuracy import Accuracy
 from .backends import Backend, Compiled, Run
-from .data import toy_images
+from .data import toy_images as toy_images
 from .device import detect
 from .engine import Deployment, Manifest, compile_deployment, profile_network
 from .errors import CompileError

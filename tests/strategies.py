@@ -70,7 +70,8 @@ def candidates(values: st.SearchStrategy[float] = few) -> st.SearchStrategy[Cand
 
 
 pools = st.lists(candidates(), min_size=1, max_size=8, unique_by=lambda c: c.topology)
-tight_budgets = budgets(st.sampled_from([0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 4.0]))
+bounds = st.sampled_from([0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 4.0])
+tight_budgets = budgets(bounds)
 
 accuracies = st.builds(
     Accuracy,

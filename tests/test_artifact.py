@@ -248,6 +248,17 @@ def test_tensors_with_a_flipped_bit_are_refused_or_equal(tensor_file, data):
     assert equal_or_refused(flipped, load_weights, ("toy", tensor_digest(TENSORS)))
 
 
+def test_an_edited_header_is_refused_naming_the_field(tensor_file):
+    tensor_file.write_bytes(tensor_file.read_bytes().replace(b'"toy"', b'"tox"'))
+    with pytest.raises(ArtifactError, match=r"value\.safetensors: field 'header' does not match"):
+        load_weights(tensor_file)
+
+
+def test_a_header_from_before_it_was_covered_is_read(tensor_file):
+    tensor_file.write_bytes(tensor_file.read_bytes().replace(b'"header"', b'"before"'))
+    assert load_weights(tensor_file) == ("toy", tensor_digest(TENSORS))
+
+
 def test_tensors_of_another_kind_are_refused_naming_both(tensor_file):
     with pytest.raises(ArtifactError, match=r"holds weights, but a checkpoint was asked for"):
         load_tensors("checkpoint", 1, tensor_file)

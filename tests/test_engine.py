@@ -205,7 +205,7 @@ def test_unknown_backends_and_precisions_are_refused(tmp_path):
 
 def test_a_backend_that_is_not_installed_says_what_to_install(tmp_path):
     absent = replace(null_backend(4), unavailable=lambda: "it is not installed; pip install it")
-    with pytest.raises(DeviceError, match="backend null does not work here: .* pip install it"):
+    with pytest.raises(DeviceError, match=r"backend null does not work here: .* pip install it"):
         build_program(toy_network(), ("a:0:3",), tmp_path, detect(), backend=absent)
 
 

@@ -41,7 +41,7 @@ def _compile(segment: nn.Module, example: Tensor, path: Path, precision: str) ->
     try:
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch.jit is OpenVINO's way in
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # shapes are fixed on purpose
+            warnings.simplefilter("ignore", torch.jit._trace.TracerWarning)  # shapes are fixed
             traced = torch.jit.trace(segment, example, check_trace=False)  # type: ignore[no-untyped-call]
             decoder = TorchScriptPythonDecoder(traced)  # must outlive the model: C++ calls back
             model = frontend.convert(frontend.load(decoder))

@@ -1,0 +1,316 @@
+"""What it costs to keep every topology resident, and to switch between them.
+
+Memory: the growth of a fresh process that loads all topologies of a family, over one copy of the
+union of their weights. Switch: the host's cost of choosing another topology, and the first
+inference after it beside the steady state, over all ordered pairs. See README.md for definitions.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from edgestitch import Accuracy, Family, Runtime, __version__, backends, load_family
+from edgestitch.artifact import digest
+from edgestitch.catalog import shipped_accuracy, shipped_network
+from edgestitch.data import preprocess, shipped_images
+from edgestitch.device import detect
+from edgestitch.engine import compile_deployment, profile_network
+from edgestitch.network import StitchNetwork, build_network, load_network, save_network
+from edgestitch.profile import Profile
+from edgestitch.program import Cut, compile_segments, cut_topologies, example_images, load_program
+from edgestitch.schedule import Plan, candidates
+from edgestitch.timer import TimerSettings
+
+MIB = 2**20
+
+
+# --- memory ------------------------------------------------------------------------------------
+
+
+def measure_memory(family: Family, backend: str, folder: Path) -> dict[str, float]:
+    """In a fresh process: MiB that it grows by when every topology is loaded and has run."""
+    command = [sys.executable, __file__, "--worker", family.name, backend, str(folder)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    return found
+
+
+def memory_worker(family_name: str, backend_name: str, folder: Path) -> None:
+    """The process that is measured; prints one line of JSON."""
+    family, backend = load_family(family_name), backends.backend(backend_name)
+    segments = cut_topologies(family, (t.name for t in family.topologies))
+    images = example_images(family, 1)
+    # The libraries first, with a network that is not the subject.
+    toy = load_family("toy")
+    _warm(build_network(toy), backend, cut_topologies(toy, ["a:0:3"]))
+    before = _uss_mib()
+    program = load_program(
+        segments,
+        backend,
+        folder,
+        lambda: load_network(folder / "network.safetensors"),
+        precision="fp32",
+        batch=1,
+        threads=detect().cores,
+    )
+    loaded = _uss_mib()
+    for run in program.runs.values():
+        for _ in range(3):
+            run(images)
+    print(json.dumps({"loaded_mib": loaded - before, "grown_mib": _uss_mib() - before}))
+
+
+def _warm(network: StitchNetwork, backend: backends.Backend, segments: Cut) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        compile_segments(network, segments, backend, Path(folder))
+        program = load_program(
+            segments, backend, Path(folder), lambda: network, precision="fp32", batch=1, threads=1
+        )
+        for run in program.runs.values():
+            run(example_images(network.family, 1))
+
+
+def _uss_mib() -> float:
+    """Memory that only this process has, after all that can be given back was."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return float(psutil.Process().memory_full_info().uss) / MIB
+
+
+def memory_rows(family_name: str, work: Path) -> list[list[str]]:
+    family = load_family(family_name)
+    shipped = shipped_network(family_name)
+    network = load_network(shipped) if shipped.is_file() else build_network(family)
+    used = {atom for topology in family.topologies for atom in family.atoms(topology)}
+    union = sum(p.numel() * 4 for atom in used for p in network.atoms[atom].parameters()) / MIB
+    apart = sum(
+        sum(p.numel() * 4 for p in network.assemble(t).parameters()) for t in family.topologies
+    )
+    segments = cut_topologies(family, (t.name for t in family.topologies))
+    rows = []
+    for name in backends.NAMES:
+        backend = backends.backend(name)
+        if (reason := backend.unavailable()) is not None:
+            rows.append([family_name, name, "not measured", reason, "", "", ""])
+            continue
+        folder = work / family_name / name
+        compile_segments(network, segments, backend, folder)
+        save_network(network, folder / "network.safetensors")
+        found = measure_memory(family, name, folder)
+        rows.append(
+            [
+                family_name,
+                name,
+                str(len(family.topologies)),
+                f"{union:.1f}",
+                f"{found['grown_mib']:.1f}",
+                f"**{found['grown_mib'] / union:.2f}**",
+                f"{apart / MIB / union:.1f}",
+            ]
+        )
+    return rows
+
+
+# --- switching ---------------------------------------------------------------------------------
+
+
+def switch_rows(backend: str, rounds: int, work: Path, log: Callable[[str], None]) -> list[str]:
+    """One table row: host cost of a switch, first inference after it over the steady state."""
+    network = load_network(shipped_network("fashion-vit"))
+    accuracy = shipped_accuracy(network.family)
+    assert accuracy is not None
+    device, settings = detect(), TimerSettings(min_samples=100, precision=1.0, time_cap_s=20)
+    profile, _ = profile_network(network, device, settings, backend=backend)
+    deployment = compile_deployment(
+        network,
+        _everything(profile, accuracy),
+        accuracy,
+        work / f"switch-{backend}",
+        device,
+        settings,
+        backend=backend,
+    )
+    frames = np.split(preprocess(shipped_images().images[:64]), 64)
+    with Runtime(deployment) as runtime:
+        names = runtime.topologies
+        host, budget, first, steady = _switch(runtime, names, frames, rounds, log)
+    ratios = [np.median(first[name]) / np.median(steady[name]) for name in names]
+    every_first = np.concatenate([np.asarray(first[n]) / np.median(steady[n]) for n in names])
+    every_steady = np.concatenate([np.asarray(steady[n]) / np.median(steady[n]) for n in names])
+    return [
+        backend,
+        f"{len(runtime.topologies)}",
+        f"{np.median(host) / 1e3:.2f}",
+        f"**{np.quantile(host, 0.99) / 1e3:.2f}**",
+        f"{np.quantile(budget, 0.99) / 1e3:.2f}",
+        f"**{np.median(every_first):.3f}**",
+        f"{min(ratios):.3f} to {max(ratios):.3f}",
+        f"{np.quantile(every_first, 0.99):.2f}",
+        f"{np.quantile(every_steady, 0.99):.2f}",
+    ]
+
+
+def _everything(profile: Profile, accuracy: Accuracy) -> Plan:
+    """A plan that keeps every topology, not only the front."""
+    pool = candidates(profile, accuracy)
+    return Plan(
+        family=profile.family,
+        network=profile.network,
+        profile=digest(profile),
+        accuracy=digest(accuracy),
+        resident=tuple(sorted(pool, key=lambda c: c.latency_ms)),
+        choices=(),
+    )
+
+
+def _switch(
+    runtime: Runtime,
+    names: tuple[str, ...],
+    frames: list[np.ndarray],
+    rounds: int,
+    log: Callable[[str], None],
+) -> tuple[list[int], list[int], dict[str, list[int]], dict[str, list[int]]]:
+    """Nanoseconds over all ordered pairs in random order, each `rounds` times."""
+    pairs = [(a, b) for a in names for b in names if a != b]
+    random = np.random.default_rng(0)
+    host: list[int] = []
+    budget: list[int] = []
+    first: dict[str, list[int]] = {name: [] for name in names}
+    steady: dict[str, list[int]] = {name: [] for name in names}
+    clock = time.perf_counter_ns
+    bounds = [candidate.latency_ms for candidate in runtime.deployment.plan.resident]
+    gc.collect()
+    gc.disable()
+    for number in range(rounds):
+        log(f"round {number + 1} of {rounds}: {len(pairs)} pairs")
+        for index in random.permutation(len(pairs)):
+            before, after = pairs[index]
+            frame = frames[index % len(frames)]
+            start = clock()
+            runtime.budget_ms = bounds[index % len(bounds)]
+            budget.append(clock() - start)
+            runtime.switch(before)
+            for _ in range(4):
+                runtime(frame)
+            start = clock()
+            runtime.switch(after)
+            host.append(clock() - start)
+            start = clock()
+            runtime(frame)
+            first[after].append(clock() - start)
+            for _ in range(4):
+                start = clock()
+                runtime(frame)
+                steady[after].append(clock() - start)
+    gc.enable()
+    return host, budget, first, steady
+
+
+# --- page --------------------------------------------------------------------------------------
+
+
+def page(memory: list[list[str]], switches: list[list[str]], command: str) -> str:
+    device = detect()
+    versions = {name: backends.backend(name).version() for name in backends.NAMES}
+    lines = [
+        "# What does it cost to keep every topology resident, and to switch?",
+        "",
+        f"{datetime.now(timezone.utc).date().isoformat()}, batch 1, fp32.",
+        "",
+        "## Machine",
+        "",
+        f"{device.hardware}, {device.memory_mib} MiB.",
+        "",
+        "## Versions",
+        "",
+        f"edgestitch {__version__}, " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",
+        "",
+        "## Command",
+        "",
+        f"    {command}",
+        "",
+        "## Memory",
+        "",
+        *_table(
+            [
+                "family",
+                "backend",
+                "topologies",
+                "union of weights, MiB",
+                "growth, MiB",
+                "growth / union",
+                "a copy each / union",
+            ],
+            memory,
+        ),
+        "",
+        "## Switch",
+        "",
+        "All ordered pairs of the resident topologies of `fashion-vit`, in random order.",
+        "",
+        *_table(
+            [
+                "backend",
+                "resident",
+                "switch, us, median",
+                "switch, us, p99",
+                "setting a budget, us, p99",
+                "first / steady, median",
+                "by topology",
+                "first / steady, p99",
+                "steady / steady, p99",
+            ],
+            switches,
+        ),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    line = "| " + " | ".join(columns) + " |"
+    return [line, "|" + " --- |" * len(columns), *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--families", default="deit-ti-s-b,fashion-vit")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        family, backend, folder = options.worker
+        memory_worker(family, backend, Path(folder))
+        return
+    with tempfile.TemporaryDirectory(prefix="edgestitch-bench-") as name:
+        work = Path(name)
+        switches = [
+            switch_rows(backend, options.rounds, work, print)
+            for backend in backends.NAMES
+            if backends.backend(backend).unavailable() is None
+        ]
+        memory = [row for f in options.families.split(",") for row in memory_rows(f, work)]
+    given = [a for a in sys.argv[1:] if not a.startswith("--out")]
+    text = page(memory, switches, " ".join(["python bench/resident.py", *given]))
+    month = datetime.now(timezone.utc).strftime("%Y%m")
+    cpu = "".join(c if c.isalnum() else "-" for c in detect().hardware.lower())
+    slug = "-".join(part for part in cpu.split("-") if part)
+    out = options.out or Path(__file__).parent / "results" / f"resident_{slug}_{month}.md"
+    out.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
