@@ -100,7 +100,8 @@ def build(anchor: Anchor, family: Family, *, pretrained: bool = False) -> nn.Mod
         model = timm.create_model(anchor.model, pretrained=pretrained, **options)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(
-            f"anchor {anchor.name}: timm cannot make {anchor.model!r} with {options}: {error}"
+            f"anchor {anchor.name}: timm cannot make {anchor.model!r} with {options}: {error}; "
+            "anchors must be plain vision transformers (ViT, DeiT)"
         ) from error
     depth = len(take_apart(model).blocks)
     if depth != anchor.depth:

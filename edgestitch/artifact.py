@@ -77,7 +77,9 @@ def load(kind: type[A], path: Path) -> A:
             f"{path} is no edgestitch artifact or is cut short ({error}); write it again"
         ) from error
     if envelope.kind != kind.kind:
-        raise ArtifactError(f"{path} holds a {envelope.kind}, but a {kind.kind} was asked for")
+        raise ArtifactError(
+            f"{path} holds {envelope.kind!r}, but {kind.kind!r} was asked for; give that file"
+        )
     if envelope.version != kind.version:
         raise ArtifactError(
             f"{path} is a {kind.kind} of version {envelope.version}, this edgestitch reads version "
@@ -141,20 +143,18 @@ def load_tensors(
 
 
 def _check_header(metadata: dict[str, str], kind: str, version: int, path: Path) -> None:
-    # Files from before headers were covered lack the digest; a flipped bit cannot both take it out
-    # and change something else.
     header = metadata.pop("header", None)
     found = metadata.get("kind")
     if found != kind:
         raise ArtifactError(
-            f"{path} holds {found or 'foreign tensors'}, but a {kind} was asked for"
+            f"{path} holds {found or 'foreign tensors'!r}, but {kind!r} was asked for; give that file"
         )
     if metadata.get("version") != str(version):
         raise ArtifactError(
             f"{path} is a {kind} of version {metadata.get('version')}, this edgestitch reads "
             f"version {version}; make it again, or use the edgestitch that wrote it"
         )
-    if header is not None and header != _header_digest(metadata):
+    if header != _header_digest(metadata):
         raise ArtifactError(
             f"{path}: field 'header' does not match its metadata: the file was altered after it "
             "was written; fetch or make it again"

@@ -104,7 +104,7 @@ def calibrate(
     the last call ended.
 
     Raises:
-        MismatchError: `work` holds checkpoints of another recipe, data set or torch version.
+        MismatchError: `work` holds checkpoints of another recipe or data set.
     """
     target = choose_device(device)
     torch.manual_seed(recipe.seed)

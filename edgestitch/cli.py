@@ -182,14 +182,14 @@ def show(
         best = choose(candidates(profile, accuracy), Budget(latency_ms=budget_ms)).topology
     if as_json:
         return _print_json(table)
-    from .report import format_ms, format_percent
+    from .report import format_count, format_gmacs, format_ms, format_percent
 
     rows = [
         [
             entry.topology,
-            "" if entry.gmacs is None else f"{entry.gmacs:.4f}",
-            "" if entry.params is None else f"{entry.params / 1e6:.3f}",
-            "" if entry.top1 is None else format_percent(entry.top1),
+            _maybe(format_gmacs, entry.gmacs),
+            "" if entry.params is None else format_count(entry.params),
+            _maybe(format_percent, entry.top1),
             *(
                 []
                 if profile is None
@@ -199,7 +199,7 @@ def show(
         ]
         for entry in table.topologies
     ]
-    columns = ["topology", "GMACs", "params (M)", "top-1"]
+    columns = ["topology", "multiply-adds", "parameters", "top-1"]
     columns += [] if profile is None else ["median", "p99 bound"]
     columns += [] if best is None else [f"within {budget_ms:g} ms"]
     _print_table(f"{found.name}: {len(rows)} topologies", columns, rows)

@@ -4,18 +4,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from .accuracy import Accuracy
-from .artifact import save, sha256
-from .backends import backend as find_backend
-from .catalog import shipped_accuracy, shipped_complexity, shipped_network
+from .artifact import save
+from .catalog import shipped_complexity
 from .data import preprocess, shipped_images
-from .device import Device, detect
-from .engine import MANIFEST, Deployment, compile_deployment, open_deployment, profile_network
-from .errors import ArtifactError, MismatchError
+from .default import QUICK, load_shipped
+from .device import detect
+from .engine import Deployment, compile_deployment, profile_network
 from .measure import save_profile
-from .network import StitchNetwork, load_network
 from .profile import Profile
 from .progress import Progress, silent
 from .report import RunRow, write_report
@@ -23,11 +19,6 @@ from .runtime import Runtime
 from .schedule import Budget, Plan, candidates, pareto_front, plan, staircase
 from .session import run_session
 from .timer import TimerSettings
-
-NETWORK = "fashion-vit"
-
-# Enough for a bound on every topology's 99th percentile; the caps are for slow machines.
-QUICK = TimerSettings(min_samples=500, precision=0.05, time_cap_s=60)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,24 +34,20 @@ class Demonstration:
     duration_s: float
 
 
-def load_shipped() -> tuple[StitchNetwork, Accuracy]:
-    """The shipped network and what its topologies are worth."""
-    path = shipped_network(NETWORK)
-    network = load_network(path)
-    accuracy = shipped_accuracy(network.family)
-    if accuracy is None:
-        raise ArtifactError(
-            f"{path.with_suffix('.accuracy.json')} is missing; reinstall edgestitch"
-        )
-    return network, accuracy
-
-
-def demonstrate(out: Path, *, backend: str = "auto", progress: Progress = silent) -> Demonstration:
+def demonstrate(
+    out: Path,
+    settings: TimerSettings = QUICK,
+    *,
+    backend: str = "auto",
+    progress: Progress = silent,
+) -> Demonstration:
     """Profiles, schedules, compiles, runs and reports the shipped network; files go to `out`."""
     started = time.monotonic()
     device = detect()
     network, accuracy = load_shipped()
-    profile, samples = profile_network(network, device, QUICK, backend=backend, progress=progress)
+    profile, samples = profile_network(
+        network, device, settings, backend=backend, progress=progress
+    )
     save_profile(profile, samples, out / "profile.json")
     save(accuracy, out / "accuracy.json")
 
@@ -75,7 +62,7 @@ def demonstrate(out: Path, *, backend: str = "auto", progress: Progress = silent
         accuracy,
         out / "deployment",
         device,
-        QUICK,
+        settings,
         backend=backend,
         images=preprocess(images.images[:64]),
         progress=progress,
@@ -113,37 +100,3 @@ def spread_budgets(profile: Profile, accuracy: Accuracy, number: int = 4) -> tup
     steps = sorted({round(index * last / max(number - 1, 1)) for index in range(number)})
     # A little above each step, as two significant digits allow: a budget that a person would name.
     return tuple(Budget(latency_ms=float(f"{1.05 * latencies[step]:.2g}")) for step in steps)
-
-
-def shipped_deployment(*, progress: Progress = silent) -> Deployment:
-    """The shipped network compiled for this machine, from the user's cache or made for it.
-
-    The whole Pareto front is resident. What it takes, some seconds, is taken once for each version
-    of the weights, the backend and the machine.
-    """
-    device = detect()
-    folder = user_cache_path("edgestitch") / "deployments" / _cache_key(device)
-    if (folder / MANIFEST).is_file():
-        try:
-            return open_deployment(folder, device)
-        except (ArtifactError, MismatchError):
-            pass  # a damaged cache is made anew
-    network, accuracy = load_shipped()
-    profile, _ = profile_network(network, device, QUICK, progress=progress)
-    return compile_deployment(
-        network,
-        plan(profile, accuracy),
-        accuracy,
-        folder,
-        device,
-        QUICK,
-        images=preprocess(shipped_images().images[:64]),
-        progress=progress,
-    )
-
-
-def _cache_key(device: Device) -> str:
-    chosen = find_backend("auto")
-    weights = sha256(shipped_network(NETWORK).read_bytes())
-    parts = (weights, chosen.name, chosen.version(), device.name, device.hardware)
-    return f"{NETWORK}-{sha256(' '.join(parts).encode())[:16]}"

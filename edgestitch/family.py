@@ -4,6 +4,7 @@ Read from recipes in TOML (`calibrate/*.toml`). Nothing here needs torch, so tha
 at once on any machine.
 """
 
+import math
 import sys
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -25,6 +26,8 @@ else:
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9]*\Z")]
 
 
@@ -71,6 +74,8 @@ class Family(Value, frozen=True, kw_only=True, dict=True):
         if self.stitching.rule == "paired" and len(depths) > 1:
             found = ", ".join(f"{anchor.name} {anchor.depth}" for anchor in self.anchors)
             raise ValueError(f"paired stitching needs anchors of equal depth, found {found}")
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
+            raise ValueError(f"mean {self.mean} and std {self.std} must be finite")
         if not len(self.mean) == len(self.std) == self.input_shape[0]:
             raise ValueError(
                 f"mean ({len(self.mean)} values) and std ({len(self.std)}) need one value for each "
@@ -221,14 +226,14 @@ class Training(Value, frozen=True, kw_only=True):
     epochs: Positive
     batch_size: Positive = 256
     learning_rate: PositiveFloat = 1e-3
-    weight_decay: float = 0.05
-    warmup_epochs: float = 1.0
-    label_smoothing: float = 0.0
-    shift: int = 0
+    weight_decay: NotNegative = 0.05
+    warmup_epochs: NotNegative = 1.0
+    label_smoothing: Share = 0.0
+    shift: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Largest random shift of an image, in pixels, each way."""
     flip: bool = False
     """Whether images are mirrored at random."""
-    erase: float = 0.0
+    erase: Share = 0.0
     """Probability that a random rectangle of an image is blanked."""
 
 
@@ -243,7 +248,7 @@ class Initialization(Value, frozen=True, kw_only=True):
 class Finetuning(Training, frozen=True, kw_only=True):
     """One random topology a step, with distillation from the largest anchor as it was alone."""
 
-    distillation: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.5
+    distillation: Share = 0.5
     """Weight of the teacher's part of the loss."""
     temperature: PositiveFloat = 1.0
     """Of the teacher's soft labels."""

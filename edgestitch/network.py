@@ -48,7 +48,9 @@ class StitchNetwork(nn.Module):
 
     def chain(self, atoms: Iterable[str]) -> nn.Sequential:
         """The named atoms one after the other; it shares all weights."""
-        return nn.Sequential(OrderedDict((name, self.atoms[name]) for name in atoms))
+        chain = nn.Sequential(OrderedDict((name, self.atoms[name]) for name in atoms))
+        chain.training = self.training
+        return chain
 
     def forward(self, images: Tensor, topology: Topology | str) -> Tensor:
         logits: Tensor = self.assemble(topology)(images)
@@ -77,9 +79,22 @@ def build_network(family: Family, *, pretrained: bool = False) -> StitchNetwork:
         atoms[f"{anchor.name}:stem"] = parts.stem
         atoms |= {f"{anchor.name}:{index}": block for index, block in enumerate(parts.blocks)}
         atoms[f"{anchor.name}:head"] = parts.head
+    _require_equal_tokens(family, atoms)
     for name, (stitch, *_) in family.stitches.items():
         atoms[name] = StitchingLayer(widths[stitch.front], widths[stitch.back])
     return StitchNetwork(family, atoms).eval()
+
+
+def _require_equal_tokens(family: Family, atoms: Mapping[str, nn.Module]) -> None:
+    image = torch.zeros(1, *family.input_shape)
+    with torch.inference_mode():
+        tokens = {a.name: atoms[f"{a.name}:stem"].eval()(image).shape[1] for a in family.anchors}
+    if len(set(tokens.values())) > 1:
+        found = ", ".join(f"{name} {number}" for name, number in tokens.items())
+        raise ValueError(
+            f"anchors of {family.name} cut an image into different numbers of tokens ({found}); "
+            "they need the same patch size and input size to be stitched"
+        )
 
 
 def save_network(network: StitchNetwork, path: Path, **provenance: str) -> str:
@@ -108,12 +123,19 @@ def load_network(path: str | Path, *, family: Family | None = None) -> StitchNet
             f"{path} holds weights of family {found.name} ({found.digest[:12]}), but "
             f"{family.name} ({family.digest[:12]}) was asked for"
         )
-    network = build_network(found)
-    network.mode = mode
     try:
+        with torch.random.fork_rng(devices=[]):  # the random weights are replaced: leave no trace
+            network = build_network(found)
         network.load_state_dict({name: torch.from_numpy(t) for name, t in tensors.items()})
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ArtifactError(f"{path} does not fit its own family {found.name}: {error}") from error
+    wrong = [n for n, t in network.tensors().items() if t.dtype != tensors[n].dtype]
+    if wrong:
+        raise ArtifactError(
+            f"{path} does not fit its own family {found.name}: {wrong[0]} is "
+            f"{tensors[wrong[0]].dtype}"
+        )
+    network.mode = mode
     return network
 
 

@@ -369,7 +369,7 @@ def _open(deployment: str | os.PathLike[str] | Deployment | None) -> Deployment:
         return deployment
     folder = find_deployment(deployment)
     if folder is None:
-        from .demo import shipped_deployment
+        from .default import shipped_deployment
 
         return shipped_deployment()
     return open_deployment(folder, detect())

@@ -4,7 +4,9 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+import msgspec
 
 from .accuracy import Accuracy
 from .artifact import Artifact, Value, digest
@@ -173,7 +175,7 @@ class Plan(Artifact, frozen=True, kw_only=True, dict=True):
     profile: str
     accuracy: str
     """Digests of the artifacts that it was made from."""
-    resident: tuple[Candidate, ...]
+    resident: Annotated[tuple[Candidate, ...], msgspec.Meta(min_length=1)]
     """Fastest first; the first one is the safety topology, used when nothing fits."""
     choices: tuple[Choice, ...]
 

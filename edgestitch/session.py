@@ -30,6 +30,11 @@ def run_session(
     batch = runtime.input_shape[0]
     if len(data) < batch:
         raise ValueError(f"a batch of {batch} is more than the {len(data)} images")
+    if data.images.shape[1:] != family.input_shape:
+        raise ValueError(
+            f"the data has images of {list(data.images.shape[1:])}, the network takes "
+            f"{list(family.input_shape)}; give others with --images"
+        )
     images = preprocess(data.images, mean=family.mean, std=family.std)
     frames = np.split(images[: len(images) // batch * batch], len(images) // batch)
     labels = data.labels[: len(frames) * batch].reshape(-1, batch)

@@ -25,7 +25,7 @@ from .program import Program, cut_topologies
 from .schedule import plan
 from .timer import TimerSettings
 
-FEW_SAMPLES = TimerSettings(min_samples=20, precision=1.0, time_cap_s=5.0)
+FEW_SAMPLES = TimerSettings(min_samples=20, precision=1.0, time_cap_s=1.0)
 
 
 class FakeTimer:

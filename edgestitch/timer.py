@@ -32,6 +32,7 @@ class TimerSettings(Value, frozen=True, kw_only=True):
     precision: float = 0.01
     """Half-width of the 95 % interval of the median, relative to the median."""
     min_samples: int = 1000
+    """With fewer than 473, 99th percentiles are not known."""
     max_samples: int = 20_000
     time_cap_s: float = 60.0
     """For all subjects together, warm-up included."""
@@ -157,7 +158,7 @@ class _Sampler:
 
     def enough(self, durations: list[int]) -> bool:
         number = len(durations)
-        if number < max(self.settings.min_samples, MIN_SAMPLES_P99):
+        if number < self.settings.min_samples:
             return False
         summary = summarize(np.asarray(durations))
         narrow = (summary.high - summary.low) / 2 <= self.settings.precision * summary.median

@@ -185,7 +185,7 @@ def test_loaded_images_are_evaluated_without_a_warning(toy_images, toy_network, 
 
 def test_other_tensors_are_no_images(tmp_path):
     save_tensors("weights", 1, {}, {"a": np.zeros(1)}, tmp_path / "weights.safetensors")
-    with pytest.raises(ArtifactError, match="holds weights, but a labelled images was asked for"):
+    with pytest.raises(ArtifactError, match="holds 'weights', but 'labelled images' was asked for"):
         load_images(tmp_path / "weights.safetensors")
 
 

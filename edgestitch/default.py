@@ -1,0 +1,69 @@
+"""What `Runtime` opens when nothing else is named: the shipped network, compiled for this machine."""
+
+from platformdirs import user_cache_path
+
+from .accuracy import Accuracy
+from .artifact import sha256
+from .backends import backend as find_backend
+from .catalog import shipped_accuracy, shipped_network
+from .data import preprocess, shipped_images
+from .device import Device, detect
+from .engine import MANIFEST, Deployment, compile_deployment, open_deployment, profile_network
+from .errors import ArtifactError, MismatchError
+from .network import StitchNetwork, load_network
+from .progress import Progress, silent
+from .schedule import plan
+from .timer import TimerSettings
+
+NETWORK = "fashion-vit"
+
+# Enough for a bound on every topology's 99th percentile; the cap is for slow machines.
+QUICK = TimerSettings(min_samples=500, precision=0.05, time_cap_s=30)
+
+
+def load_shipped() -> tuple[StitchNetwork, Accuracy]:
+    """The shipped network and what its topologies are worth."""
+    path = shipped_network(NETWORK)
+    network = load_network(path)
+    accuracy = shipped_accuracy(network.family)
+    if accuracy is None:
+        raise ArtifactError(
+            f"{path.with_suffix('.accuracy.json')} is missing; reinstall edgestitch"
+        )
+    return network, accuracy
+
+
+def shipped_deployment(
+    settings: TimerSettings = QUICK, *, progress: Progress = silent
+) -> Deployment:
+    """The shipped network compiled for this machine, from the user's cache or made for it.
+
+    The whole Pareto front is resident. What it takes, some seconds, is taken once for each version
+    of the weights, the backend and the machine.
+    """
+    device = detect()
+    folder = user_cache_path("edgestitch") / "deployments" / _cache_key(device)
+    if (folder / MANIFEST).is_file():
+        try:
+            return open_deployment(folder, device)
+        except (ArtifactError, MismatchError):
+            pass  # a damaged cache is made anew
+    network, accuracy = load_shipped()
+    profile, _ = profile_network(network, device, settings, progress=progress)
+    return compile_deployment(
+        network,
+        plan(profile, accuracy),
+        accuracy,
+        folder,
+        device,
+        settings,
+        images=preprocess(shipped_images().images[:64]),
+        progress=progress,
+    )
+
+
+def _cache_key(device: Device) -> str:
+    chosen = find_backend("auto")
+    weights = sha256(shipped_network(NETWORK).read_bytes())
+    parts = (weights, chosen.name, chosen.version(), device.name, device.hardware)
+    return f"{NETWORK}-{sha256(' '.join(parts).encode())[:16]}"

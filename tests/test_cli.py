@@ -1,0 +1,226 @@
+"""The command line: every verb through the toy family, and one line for every mistake."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from edgestitch import cli as command_line
+from edgestitch.artifact import load, save
+from edgestitch.calibrate import Calibration
+from edgestitch.data import save_images
+from edgestitch.evaluate import evaluate
+from edgestitch.network import load_network, save_network
+from edgestitch.report import RunRow
+from edgestitch.testing import toy_images, toy_network
+
+FAST = "--min-samples 20 --time-cap-s 3"
+VERBS = [
+    "calibrate",
+    "compile",
+    "demo",
+    "env",
+    "evaluate",
+    "profile",
+    "report",
+    "run",
+    "schedule",
+    "show",
+]
+
+
+def edgestitch(line: str) -> str:
+    """The output of a verb that succeeds."""
+    result = CliRunner().invoke(command_line.cli, shlex.split(line))
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def failure(line: str) -> str:
+    """The one line that a verb says when it fails."""
+    result = CliRunner().invoke(command_line.cli, shlex.split(line))
+    assert result.exit_code == 1, result.output
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with a toy network and everything that the verbs make of it."""
+    folder = tmp_path_factory.mktemp("files")
+    network = toy_network()
+    save_network(network, folder / "toy.safetensors")
+    save(evaluate(network, toy_images(64)), folder / "accuracy.json")
+    save_images(toy_images(40), folder / "images.safetensors", "made up")
+    profile = f"profile {folder}/toy.safetensors --backend eager {FAST}"
+    edgestitch(f"{profile} --out {folder}/profile.json")
+    artifacts = f"{folder}/profile.json {folder}/accuracy.json"
+    edgestitch(f"schedule {artifacts} --out {folder}/plan.json")
+    inputs = f"{folder}/toy.safetensors {folder}/plan.json {folder}/accuracy.json"
+    edgestitch(f"compile {inputs} --backend eager {FAST} --out {folder}/deployment")
+    return folder
+
+
+def test_every_verb_has_help_with_an_example():
+    listed = edgestitch("--help")
+    for verb in VERBS:
+        assert verb in listed
+        assert f"Example:  edgestitch {verb}" in edgestitch(f"{verb} --help")
+
+
+def test_show_lists_the_references_topologies_in_order():
+    found = json.loads(edgestitch("show deit-ti-s-b --json"))
+    assert found["family"] == "deit-ti-s-b"
+    assert len(found["topologies"]) == 71
+    assert found["topologies"][3]["topology"] == "ti:0:1+s:0:12"
+    assert found["topologies"][1]["gmacs"] == pytest.approx(4.608, abs=1e-3)
+    assert set(found["topologies"][0]) >= {"topology", "gmacs", "params", "top1", "origin"}
+
+
+def test_show_marks_the_best_within_a_budget(files):
+    profile = json.loads((files / "profile.json").read_text())["data"]
+    budget_ms = max(cost["max_ms"] for cost in profile["costs"])
+    known = f"--profile {files}/profile.json --accuracy {files}/accuracy.json"
+    assert edgestitch(f"show toy {known} --budget-ms {budget_ms}").count("<- best") == 1
+
+
+def test_env_says_what_works_and_why_the_rest_does_not():
+    found = json.loads(edgestitch("env --json"))
+    assert found["device"]["cores"] >= 1
+    assert found["meter"]["reason"]
+    assert "backend    eager: works" in edgestitch("env")
+
+
+def test_schedule_answers_each_budget(files, tmp_path):
+    plan = json.loads((files / "plan.json").read_text())["data"]
+    slowest = plan["resident"][-1]["latency_ms"]
+    artifacts = f"{files}/profile.json {files}/accuracy.json --out {tmp_path}/plan.json"
+    budgets = f"--budget-ms {slowest} --budget-ms {2 * slowest}"
+    found = json.loads(edgestitch(f"schedule {artifacts} {budgets} --json"))
+    assert [choice["budget"]["latency_ms"] for choice in found["choices"]] == [slowest, 2 * slowest]
+
+
+def test_run_reports_each_budget(files):
+    images = f"--images {files}/images.safetensors"
+    budgets = "--budget-ms 1000 --budget-ms 0.001"
+    rows = json.loads(edgestitch(f"run {files}/deployment {images} {budgets} --json"))
+    assert [row["frames"] for row in rows] == [40, 40]
+    assert rows[0]["hit_rate"] == 1
+    assert rows[1]["hit_rate"] == 0
+    assert set(rows[0]) == set(RunRow.__struct_fields__)
+
+
+def test_report_writes_one_page(files, tmp_path):
+    known = f"{files}/accuracy.json --profile {files}/profile.json --plan {files}/plan.json"
+    edgestitch(f"report {known} --out {tmp_path}/page.html")
+    assert (tmp_path / "page.html").read_text().lower().startswith("<!doctype html>")
+
+
+def test_calibrate_makes_a_network_that_evaluates(tmp_path):
+    out = tmp_path / "toy.safetensors"
+    assert "least squares" in edgestitch(f"calibrate toy --out {out} --work {tmp_path}/work")
+    assert load(Calibration, tmp_path / "toy.calibration.json").network == load_network(out).digest
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("show nope", "no family 'nope'; shipped are deit-ti-s-b, fashion-vit, toy"),
+        ("profile nope", "no network 'nope'; give a .safetensors file"),
+        ("profile {0}/accuracy.safetensors", "no stitch network at"),
+        ("profile --device jetson-orin", "jetson-orin was asked for, but this machine is"),
+        ("profile --device toaster", "no device 'toaster'; there are auto, cpu"),
+        ("profile {0}/toy.safetensors --backend tpu", "no backend 'tpu'"),
+        ("profile {0}/toy.safetensors --topologies a:0:9", "a:0:9 runs block 8 of a, which toy lacks"),
+        ("profile {0}/toy.safetensors --topologies x:0:3", "toy has no anchor 'x'; it has a, b"),
+        ("schedule {0}/accuracy.json {0}/profile.json", "holds 'accuracy', but 'profile' was asked for"),
+        ("schedule {0}/gone.json {0}/accuracy.json", "cannot read"),
+        ("schedule {0}/profile.json {0}/accuracy.json --budget-ms 0", "must be above zero"),
+        ("schedule {0}/profile.json {0}/accuracy.json --budget-ms nan", "must be above zero"),
+        ("schedule {0}/profile.json {0}/accuracy.json --budget-ms 1e-6", "no topology fits 1e-06 ms: the cheapest"),
+        ("schedule {0}/profile.json {0}/accuracy.json --budget-mj 5", "no energy_mj was measured"),
+        ("run {0}", "no deployment at"),
+        ("run {0}/deployment --images {0}/toy.safetensors", "holds 'stitch network', but 'labelled images'"),
+        ("run {0}/deployment", r"images of \[1, 28, 28\], the network takes \[1, 8, 8\]"),
+        ("evaluate {0}/toy.safetensors --data {0}", "Fashion-MNIST is taken from --data DIR"),
+        ("calibrate deit-ti-s-b --out {0}/x.safetensors", "the recipe names no data set"),
+        ("report {0}/accuracy.json --out {0}/accuracy.json/page.html --profile {0}/profile.json", "cannot write"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_with_the_next_step(files, line, message):
+    found = failure(line.format(files))
+    assert re.search(message, found), found
+
+
+def test_usage_errors_have_exit_code_2():
+    result = CliRunner().invoke(command_line.cli, ["dance"])
+    assert result.exit_code == 2
+    assert "No such command 'dance'" in result.stderr
+
+
+def test_traceback_is_shown_on_demand():
+    result = CliRunner().invoke(command_line.cli, ["--traceback", "show", "nope"])
+    assert result.exception is not None
+    assert "no family 'nope'" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "arguments", ["show deit-ti-s-b", "schedule P A --out X", "report A --profile P --out X"]
+)
+def test_planning_verbs_need_no_torch(files, tmp_path, arguments):
+    names = {"P": files / "profile.json", "A": files / "accuracy.json", "X": tmp_path / "out"}
+    words = [str(names.get(word, word)) for word in arguments.split()]
+    code = (
+        "import sys; from edgestitch.cli import main\n"
+        f"sys.argv = ['edgestitch', *{words!r}]\n"
+        "main()\n"
+        "assert not {'torch', 'timm', 'scipy.stats'} & set(sys.modules)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_no_progress_bar_where_nobody_looks(files, tmp_path):
+    line = f"profile {files}/toy.safetensors --backend eager {FAST} --out {tmp_path}/p.json"
+    assert CliRunner().invoke(command_line.cli, shlex.split(line)).stderr == ""
+
+
+def test_an_interrupt_leaves_nothing_half_written(files, tmp_path):
+    out = tmp_path / "p.json"
+    line = f"-m edgestitch profile {files}/toy.safetensors --backend eager --out {out}"
+    command = [sys.executable, *shlex.split(f"{line} --min-samples 1000000 --time-cap-s 600")]
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    _wait_for(lambda: any(temporary.glob("edgestitch-*")), process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.strip() == "edgestitch: interrupted; nothing half-written is left"
+    assert list(tmp_path.iterdir()) == [temporary]
+    assert list(temporary.glob("edgestitch-*")) == []
+
+
+def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_the_readme_names_every_verb():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert all(f"edgestitch {verb}" in readme for verb in VERBS)
