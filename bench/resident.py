@@ -60,9 +60,9 @@ def memory_worker(family_name: str, backend_name: str, folder: Path) -> None:
         backend,
         folder,
         lambda: load_network(folder / "network.safetensors"),
+        detect(),
         precision="fp32",
         batch=1,
-        threads=detect().cores,
     )
     loaded = _uss_mib()
     for run in program.runs.values():
@@ -75,7 +75,7 @@ def _warm(network: StitchNetwork, backend: backends.Backend, segments: Cut) -> N
     with tempfile.TemporaryDirectory() as folder:
         compile_segments(network, segments, backend, Path(folder))
         program = load_program(
-            segments, backend, Path(folder), lambda: network, precision="fp32", batch=1, threads=1
+            segments, backend, Path(folder), lambda: network, detect(), precision="fp32", batch=1
         )
         for run in program.runs.values():
             run(example_images(network.family, 1))

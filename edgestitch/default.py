@@ -45,7 +45,7 @@ def shipped_deployment(
     folder = user_cache_path("edgestitch") / "deployments" / _cache_key(device)
     if (folder / MANIFEST).is_file():
         try:
-            return open_deployment(folder, device)
+            return open_deployment(folder)
         except (ArtifactError, MismatchError):
             pass  # a damaged cache is made anew
     network, accuracy = load_shipped()
@@ -63,7 +63,7 @@ def shipped_deployment(
 
 
 def _cache_key(device: Device) -> str:
-    chosen = find_backend("auto")
+    chosen = find_backend("auto", device.accelerator)
     weights = sha256(shipped_network(NETWORK).read_bytes())
     parts = (weights, chosen.name, chosen.version(), device.name, device.hardware)
     return f"{NETWORK}-{sha256(' '.join(parts).encode())[:16]}"

@@ -78,7 +78,7 @@ def demonstrate(
         network.family,
         accuracy,
         profile=profile,
-        plan=deployment.plan,
+        plan=chosen,
         complexity=shipped_complexity(network.family),
         runs=rows,
     )

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import Literal
 
 from .artifact import Value
 from .errors import DeviceError
@@ -23,6 +24,11 @@ class Device(Value, frozen=True, kw_only=True):
     memory_mib: int
     power_mode: str | None
     """Of `nvpmodel`, on a Jetson."""
+
+    @property
+    def accelerator(self) -> Literal["cpu", "cuda"]:
+        """What torch calls the part that computes."""
+        return "cpu" if self.name == "cpu" else "cuda"
 
 
 def detect(root: Path = Path("/")) -> Device:

@@ -26,7 +26,7 @@ from .accuracy import Accuracy
 from .artifact import Artifact, Value, load, read, save, sha256
 from .backends import Backend
 from .backends import backend as find_backend
-from .device import Device
+from .device import Device, detect, resolve
 from .errors import ArtifactError, CompileError, MismatchError
 from .family import Family
 from .measure import measure, save_profile
@@ -115,7 +115,8 @@ def build_program(
     progress: Progress = silent,
 ) -> tuple[Cut, Program]:
     """Compiles topologies into a folder and loads them."""
-    chosen = find_backend(backend)
+    chosen = find_backend(backend, device.accelerator)
+    require(chosen, precision, device)
     segments = cut_topologies(network.family, topologies)
     compile_segments(
         network, segments, chosen, folder, precision=precision, batch=batch, progress=progress
@@ -125,9 +126,9 @@ def build_program(
         chosen,
         folder,
         lambda: network,
+        device,
         precision=precision,
         batch=batch,
-        threads=device.cores,
     )
     return segments, program
 
@@ -188,7 +189,6 @@ def compile_deployment(
     weights = network.digest
     for what, made_for in {"plan": plan.network, "accuracy": accuracy.network}.items():
         require_equal(f"network and {what}", network=(weights, made_for))
-    require(find_backend(backend), precision)
     names = tuple(candidate.topology for candidate in plan.resident)
     with _folder(out) as folder:
         segments, program = build_program(
@@ -219,7 +219,7 @@ def compile_deployment(
             files=_digests(folder),
         )
         save(manifest, folder / MANIFEST)
-    return open_deployment(out, device)
+    return open_deployment(out)
 
 
 def check_program(
@@ -239,11 +239,12 @@ def check_program(
         images = example_images(network.family, 8 * batch, seed=1)
     whole = len(images) // batch * batch
     images = np.ascontiguousarray(images[:whole])
+    device = next(network.parameters()).device
     checks = []
     for index, (name, run) in enumerate(program.runs.items()):
         progress("check", index, len(program.runs))
         with torch.inference_mode():
-            expected = network.assemble(name)(torch.from_numpy(images)).numpy()
+            expected = network.assemble(name)(torch.from_numpy(images).to(device)).cpu().numpy()
         found = np.concatenate([run(images[i : i + batch]) for i in range(0, whole, batch)])
         checks.append(_check(name, found, expected))
         _require_close(checks[-1], program)
@@ -251,7 +252,7 @@ def check_program(
     return tuple(checks)
 
 
-def open_deployment(folder: Path, device: Device) -> Deployment:
+def open_deployment(folder: Path) -> Deployment:
     """The deployment in a folder, its topologies ready to be called.
 
     Raises:
@@ -268,11 +269,13 @@ def open_deployment(folder: Path, device: Device) -> Deployment:
             raise ArtifactError(
                 f"{folder / name} was altered after the deployment was made; compile it again"
             )
-    backend = find_backend(manifest.conditions.backend)
     conditions = manifest.conditions
-    require(backend, conditions.precision)
-    if device.name != conditions.device:
+    device = detect()
+    if conditions.device not in (device.name, "cpu"):
         raise MismatchError(_elsewhere(folder, "device", conditions.device, device.name))
+    device = resolve(conditions.device)
+    backend = find_backend(conditions.backend)
+    require(backend, conditions.precision, device)
     if device.hardware != conditions.hardware:
         raise MismatchError(_elsewhere(folder, "hardware", conditions.hardware, device.hardware))
     found, made_with = backend.version(), conditions.versions[backend.name]
@@ -283,9 +286,9 @@ def open_deployment(folder: Path, device: Device) -> Deployment:
         backend,
         folder / SEGMENTS,
         lambda: load_network(folder / NETWORK),
+        device,
         precision=conditions.precision,
         batch=conditions.batch,
-        threads=conditions.threads,
     )
     return Deployment(
         folder=folder,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from .backends import Backend, Compiled, Run
+from .device import Device
 from .errors import DeviceError
 from .family import Family, cut, normalized_range, segment_name
 from .network import StitchNetwork
@@ -48,8 +49,13 @@ def cut_topologies(family: Family, topologies: Iterable[str]) -> Cut:
     )
 
 
-def require(backend: Backend, precision: str) -> None:
-    """Raises unless the backend works here and knows the precision."""
+def require(backend: Backend, precision: str, device: Device) -> None:
+    """Raises unless the backend works here, on this device, and knows the precision."""
+    if device.accelerator not in backend.accelerators:
+        raise DeviceError(
+            f"backend {backend.name} computes on {', '.join(backend.accelerators)}, not on "
+            f"{device.name}; use another backend, or --device cpu"
+        )
     reason = backend.unavailable()
     if reason is not None:
         raise DeviceError(f"backend {backend.name} does not work here: {reason}")
@@ -70,16 +76,19 @@ def compile_segments(
     progress: Progress = silent,
 ) -> None:
     """Compiles every segment once, on its real input shape, to files in a folder."""
-    require(backend, precision)
     folder.mkdir(parents=True, exist_ok=True)
     outputs: dict[str, torch.Size] = {}
+    device = next(network.parameters()).device
     network.eval()
     for chain in plan.chains.values():
         shape = torch.Size((batch, *network.family.input_shape))
         for name in chain:
             if name not in outputs:
                 progress("compile", len(outputs), len(plan.atoms))
-                segment, example = network.chain(plan.atoms[name]), torch.zeros(shape)
+                segment, example = (
+                    network.chain(plan.atoms[name]),
+                    torch.zeros(shape, device=device),
+                )
                 backend.compile(segment, example, folder / name, precision)
                 with torch.inference_mode():
                     outputs[name] = segment(example).shape
@@ -92,26 +101,27 @@ def load_program(
     backend: Backend,
     folder: Path,
     network: Callable[[], StitchNetwork],
+    device: Device,
     *,
     precision: str,
     batch: int,
-    threads: int,
 ) -> Program:
     """The topologies whose segments `compile_segments` wrote to a folder."""
-    require(backend, precision)
+    require(backend, precision, device)
     compiled = Compiled(
         folder=folder,
         chains=plan.chains,
         atoms=plan.atoms,
         precision=precision,
-        threads=threads,
+        threads=device.cores,
+        accelerator=device.accelerator,
         network=network,
     )
     return Program(
         backend=backend.name,
         precision=precision,
         batch=batch,
-        threads=threads,
+        threads=device.cores,
         version=backend.version(),
         segments=tuple(plan.atoms),
         runs=backend.load(compiled),

@@ -17,7 +17,6 @@ import numpy as np
 
 from .artifact import Value
 from .backends import Run
-from .device import detect
 from .engine import Deployment, open_deployment
 from .errors import DeviceError, InfeasibleError
 from .family import normalized_range
@@ -372,7 +371,7 @@ def _open(deployment: str | os.PathLike[str] | Deployment | None) -> Deployment:
         from .default import shipped_deployment
 
         return shipped_deployment()
-    return open_deployment(folder, detect())
+    return open_deployment(folder)
 
 
 def _to_numpy(image: Any) -> np.ndarray:

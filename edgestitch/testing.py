@@ -82,6 +82,7 @@ def null_backend(
 
     return Backend(
         name="null",
+        accelerators=("cpu", "cuda"),
         precisions=("fp32",),
         unavailable=lambda: None,
         compile=compile_segment,

@@ -291,7 +291,9 @@ def test_foreign_tensors_are_refused_by_name(tmp_path, dtype):
     header = json.dumps({"a": {"dtype": dtype, "shape": [1], "data_offsets": [0, size]}}).encode()
     path = tmp_path / "foreign.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(size))
-    with pytest.raises(ArtifactError, match=r"foreign\.safetensors holds 'foreign tensors', but 'w"):
+    with pytest.raises(
+        ArtifactError, match=r"foreign\.safetensors holds 'foreign tensors', but 'w"
+    ):
         load_weights(path)
 
 

@@ -123,7 +123,7 @@ def test_a_deployment_states_its_own_costs(made):
 
 
 def test_a_deployment_opens_again(made):
-    again = open_deployment(made.folder, detect())
+    again = open_deployment(made.folder)
     images = example_images(made.manifest.family, 1)
     for name, run in made.program.runs.items():
         np.testing.assert_array_equal(run(images), again.program.runs[name](images))
@@ -139,19 +139,19 @@ def test_an_altered_file_is_refused_by_name(tmp_path, name):
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
     with pytest.raises(ArtifactError, match=name):
-        open_deployment(folder, detect())
+        open_deployment(folder)
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path):
     folder = toy_deployment(tmp_path / "deployment").folder
     (folder / "plan.json").unlink()
     with pytest.raises(ArtifactError, match=r"plan\.json"):
-        open_deployment(folder, detect())
+        open_deployment(folder)
 
 
 def test_no_deployment_is_said(tmp_path):
     with pytest.raises(ArtifactError, match=r"no deployment at .*`edgestitch compile` makes one"):
-        open_deployment(tmp_path, detect())
+        open_deployment(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_deployment_for_another_machine_is_refused_with_both_values(tmp_path, 
     conditions = msgspec.structs.replace(manifest.conditions, **change)
     save(msgspec.structs.replace(manifest, conditions=conditions), folder / MANIFEST)
     with pytest.raises(MismatchError, match=message):
-        open_deployment(folder, detect())
+        open_deployment(folder)
 
 
 def test_a_folder_that_is_no_deployment_is_not_replaced(tmp_path, parts):
@@ -185,7 +185,7 @@ def test_an_older_deployment_is_replaced_whole(tmp_path):
     second = toy_deployment(tmp_path / "deployment")
     assert second.folder == first.folder
     assert [path.name for path in tmp_path.iterdir()] == ["deployment"]
-    open_deployment(tmp_path / "deployment", detect())
+    open_deployment(tmp_path / "deployment")
 
 
 def test_a_plan_of_another_network_is_refused_with_both_digests(tmp_path, parts):
@@ -217,7 +217,7 @@ def test_two_processes_that_compile_into_one_folder_leave_a_whole_deployment(tmp
     command = [sys.executable, "-c", script, str(tmp_path / "deployment")]
     processes = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    open_deployment(tmp_path / "deployment", detect())
+    open_deployment(tmp_path / "deployment")
     assert [path.name for path in tmp_path.iterdir()] == ["deployment"]
 
 

@@ -34,6 +34,8 @@ class Compiled:
     """The atoms of each segment."""
     precision: str
     threads: int
+    accelerator: str
+    """`cpu` or `cuda`."""
     network: "Callable[[], StitchNetwork]"
     """Loads the network, for backends that run its modules themselves."""
 
@@ -41,6 +43,8 @@ class Compiled:
 @dataclass(frozen=True, kw_only=True)
 class Backend:
     name: str
+    accelerators: tuple[str, ...]
+    """What it computes on, of `cpu` and `cuda`."""
     precisions: tuple[str, ...]
     unavailable: Callable[[], str | None]
     """Why it does not work here and what to do about it; `None` if it works."""
@@ -52,11 +56,11 @@ class Backend:
     """Of the software behind it."""
 
 
-# In order of preference: the first one that is available is the default.
+# In order of preference: the first one that is available for the device is the default.
 NAMES = ("openvino", "eager")
 
 
-def backend(name: str | Backend) -> Backend:
+def backend(name: str | Backend, accelerator: str = "cpu") -> Backend:
     """The backend of that name; `auto` is the first that is available; a backend is itself.
 
     Raises:
@@ -66,7 +70,7 @@ def backend(name: str | Backend) -> Backend:
         return name
     if name == "auto":
         found = (backend(candidate) for candidate in NAMES)
-        return next(candidate for candidate in found if candidate.unavailable() is None)
+        return next(b for b in found if accelerator in b.accelerators and b.unavailable() is None)
     if name not in NAMES:
         raise ValueError(f"no backend {name!r}; there are {', '.join(NAMES)}")
     module = import_module(f".{name}", __name__)

@@ -15,17 +15,21 @@ def _compile(segment: nn.Module, example: Tensor, path: Path, precision: str) ->
 
 
 def _load(compiled: Compiled) -> Mapping[str, Run]:
-    network = compiled.network().eval()
+    device = torch.device(compiled.accelerator)
+    network = compiled.network().to(device).eval()
     return {
-        topology: _run(network.chain(atom for name in segments for atom in compiled.atoms[name]))
+        topology: _run(
+            network.chain(atom for name in segments for atom in compiled.atoms[name]), device
+        )
         for topology, segments in compiled.chains.items()
     }
 
 
-def _run(chain: nn.Module) -> Run:
+def _run(chain: nn.Module, device: torch.device) -> Run:
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            logits: np.ndarray = chain(torch.from_numpy(images)).numpy()
+            # The copy back waits for the device.
+            logits: np.ndarray = chain(torch.from_numpy(images).to(device)).cpu().numpy()
         return logits
 
     return run
@@ -33,6 +37,7 @@ def _run(chain: nn.Module) -> Run:
 
 BACKEND = Backend(
     name="eager",
+    accelerators=("cpu", "cuda"),
     precisions=("fp32",),
     unavailable=lambda: None,
     compile=_compile,

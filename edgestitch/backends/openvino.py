@@ -103,6 +103,7 @@ def _version() -> str:
 
 BACKEND = Backend(
     name="openvino",
+    accelerators=("cpu",),
     precisions=("fp32", "bf16"),
     unavailable=_unavailable,
     compile=_compile,
