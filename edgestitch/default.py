@@ -1,5 +1,7 @@
 """What `Runtime` opens when nothing else is named: the shipped network, compiled for this machine."""
 
+import shutil
+
 from platformdirs import user_cache_path
 
 from .accuracy import Accuracy
@@ -8,7 +10,7 @@ from .backends import backend as find_backend
 from .catalog import shipped_accuracy, shipped_network
 from .data import preprocess, shipped_images
 from .device import Device, detect
-from .engine import MANIFEST, Deployment, compile_deployment, open_deployment, profile_network
+from .engine import Deployment, compile_deployment, open_deployment, profile_network
 from .errors import ArtifactError, MismatchError
 from .network import StitchNetwork, load_network
 from .progress import Progress, silent
@@ -43,11 +45,11 @@ def shipped_deployment(
     """
     device = detect()
     folder = user_cache_path("edgestitch") / "deployments" / _cache_key(device)
-    if (folder / MANIFEST).is_file():
+    if folder.exists():
         try:
             return open_deployment(folder)
         except (ArtifactError, MismatchError):
-            pass  # a damaged cache is made anew
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged cache is made anew
     network, accuracy = load_shipped()
     profile, _ = profile_network(network, device, settings, progress=progress)
     return compile_deployment(

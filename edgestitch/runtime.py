@@ -11,8 +11,9 @@ import time
 from collections import deque
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+import msgspec
 import numpy as np
 
 from .artifact import Value
@@ -56,15 +57,19 @@ class Result(Value, frozen=True, kw_only=True):
     """Whether the plan has a topology for the budgets; if not, the fastest one ran."""
 
 
-class _Active:
-    """A topology and how to run it; replaced as a whole, so that readers need no lock."""
+class _Active(NamedTuple):
+    """A topology and how to run it."""
 
-    __slots__ = ("candidate", "feasible", "run")
+    candidate: Candidate
+    run: Run
+    feasible: bool
 
-    def __init__(self, candidate: Candidate, run: Run, feasible: bool) -> None:
-        self.candidate = candidate
-        self.run = run
-        self.feasible = feasible
+
+class _State(NamedTuple):
+    """What the next call goes by; replaced as a whole, so that readers need no lock."""
+
+    active: _Active
+    budget: Budget
 
 
 class Runtime:
@@ -102,7 +107,9 @@ class Runtime:
         self._strict = strict
         self._closed = False
         self._inference = threading.Lock()
-        self._control = threading.RLock()
+        self._control = threading.Lock()
+        # Not the inference's lock, so that diagnostics never wait for an inference.
+        self._counting = threading.Lock()
         self._history: deque[bool] = deque(maxlen=HISTORY)
         self._frames = 0
         self._misses = 0
@@ -112,9 +119,10 @@ class Runtime:
         # Half a range of slack: augmented or re-normalised images are legitimate, raw pixels not.
         self._low, self._high = low - (high - low) / 2, high + (high - low) / 2
         self._by_name = {
-            candidate.topology: _Active(candidate, self._deployment.program.runs[name], True)
+            candidate.topology: _Active(
+                candidate, self._deployment.program.runs[candidate.topology], True
+            )
             for candidate in self._deployment.plan.resident
-            for name in (candidate.topology,)
         }
         safety = self._deployment.plan.safety
         self._safety = _Active(safety, self._by_name[safety.topology].run, False)
@@ -124,44 +132,40 @@ class Runtime:
 
     @property
     def budget(self) -> Budget:
-        return self._budget
+        return self._state.budget
 
     @property
     def budget_ms(self) -> float | None:
-        return self._budget.latency_ms
+        return self.budget.latency_ms
 
     @budget_ms.setter
     def budget_ms(self, value: float | None) -> None:
-        with self._control:
-            old = self._budget
-            self._set(Budget(latency_ms=value, energy_mj=old.energy_mj, power_w=old.power_w))
+        self._change(latency_ms=value)
 
     @property
     def budget_mj(self) -> float | None:
-        return self._budget.energy_mj
+        return self.budget.energy_mj
 
     @budget_mj.setter
     def budget_mj(self, value: float | None) -> None:
-        with self._control:
-            old = self._budget
-            self._set(Budget(latency_ms=old.latency_ms, energy_mj=value, power_w=old.power_w))
+        self._change(energy_mj=value)
 
     @property
     def budget_w(self) -> float | None:
-        return self._budget.power_w
+        return self.budget.power_w
 
     @budget_w.setter
     def budget_w(self, value: float | None) -> None:
+        self._change(power_w=value)
+
+    def _change(self, **bounds: float | None) -> None:
         with self._control:
-            old = self._budget
-            self._set(Budget(latency_ms=old.latency_ms, energy_mj=old.energy_mj, power_w=value))
+            self._set(msgspec.structs.replace(self.budget, **bounds))
 
     def _set(self, budget: Budget) -> None:
         """Makes a budget the current one, or raises and leaves the last one in force."""
         self._require_measured(budget)
-        active = self._best(budget)
-        self._budget = budget
-        self._active = active
+        self._state = _State(self._best(budget), budget)
 
     def _require_measured(self, budget: Budget) -> None:
         if budget.energy_mj is None and budget.power_w is None:
@@ -191,7 +195,7 @@ class Runtime:
     @property
     def topology(self) -> str:
         """The one that the next call runs."""
-        return self._active.candidate.topology
+        return self._state.active.candidate.topology
 
     def switch(self, topology: object) -> None:
         """Pins a resident topology, by value or name, until a budget is set.
@@ -202,7 +206,8 @@ class Runtime:
         active = self._by_name.get(str(topology))
         if active is None:
             raise ValueError(f"{topology} is not resident; resident are {', '.join(self._by_name)}")
-        self._active = active
+        with self._control:
+            self._state = _State(active, self.budget)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -242,14 +247,15 @@ class Runtime:
         with self._inference:
             if self._closed:
                 raise RuntimeError("this Runtime is closed; open a new one")
-            active, limit = self._active, self._budget.latency_ms
+            active, budget = self._state
+            limit = budget.latency_ms
             if deadline_ns is not None:
                 limit = (deadline_ns - start) / 1e6
                 left = (deadline_ns - time.monotonic_ns()) / 1e6
-                active = self._within(left)
+                active = self._within(left, budget)
             elif budget_ms is not None:
                 limit = budget_ms
-                active = self._within(budget_ms)
+                active = self._best(msgspec.structs.replace(budget, latency_ms=budget_ms))
             logits = active.run(array)
             latency_ms = (time.monotonic_ns() - start) / 1e6
             met = None if limit is None else latency_ms <= limit
@@ -264,15 +270,12 @@ class Runtime:
             feasible=active.feasible,
         )
 
-    def _within(self, latency_ms: float) -> _Active:
+    def _within(self, latency_ms: float, budget: Budget) -> _Active:
         if latency_ms <= 0:  # already late
             if self._strict:
                 raise InfeasibleError(f"the deadline passed {-latency_ms:.3g} ms ago")
             return self._safety
-        old = self._budget
-        return self._best(
-            Budget(latency_ms=latency_ms, energy_mj=old.energy_mj, power_w=old.power_w)
-        )
+        return self._best(msgspec.structs.replace(budget, latency_ms=latency_ms))
 
     def _checked(self, image: Any) -> np.ndarray:
         array = image if isinstance(image, np.ndarray) else _to_numpy(image)
@@ -292,31 +295,28 @@ class Runtime:
         return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
     def _record(self, latency_ms: float, met: bool | None) -> None:
-        self._frames += 1
-        self._last_ms = latency_ms
-        if met is not None:
-            self._history.append(met)
-            self._misses += not met
+        with self._counting:
+            self._frames += 1
+            self._last_ms = latency_ms
+            if met is not None:
+                self._history.append(met)
+                self._misses += not met
 
     # --- state --------------------------------------------------------------------------------
 
     def diagnostics(self) -> Diagnostics:
         """Level, message and values: WARN if the budget cannot be met or more than 1 % was late."""
-        with self._inference:
-            active, history = self._active, list(self._history)
-            frames, misses, last_ms, closed = (
-                self._frames,
-                self._misses,
-                self._last_ms,
-                self._closed,
-            )
+        (active, budget), closed = self._state, self._closed
+        with self._counting:
+            history, last_ms = list(self._history), self._last_ms
+            frames, misses = self._frames, self._misses
         late = history.count(False) / len(history) if history else 0.0
         level: Literal["OK", "WARN", "ERROR"]
         if closed:
             level, message = "ERROR", "closed"
         elif not active.feasible:
             level = "WARN"
-            message = f"no topology fits {self._budget}: running the fastest"
+            message = f"no topology fits {budget}: running the fastest"
         elif late > 0.01:
             level = "WARN"
             message = f"{100 * late:.1f} % of the last {len(history)} deadlines missed"
@@ -325,7 +325,7 @@ class Runtime:
         conditions = self._deployment.profile.conditions
         values = {
             "topology": active.candidate.topology,
-            "budget": str(self._budget),
+            "budget": str(budget),
             "top1_percent": f"{active.candidate.top1:.2f}",
             "profiled_latency_ms": f"{active.candidate.median_ms:.3f}",
             "profiled_bound_ms": f"{active.candidate.latency_ms:.3f}",

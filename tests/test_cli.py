@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -219,8 +218,3 @@ def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def test_the_readme_names_every_verb():
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert all(f"edgestitch {verb}" in readme for verb in VERBS)

@@ -96,6 +96,8 @@ def test_impossible_budgets_are_refused_and_the_last_one_stays(runtime, budget):
     with pytest.raises(ValueError, match="must be above zero and finite"):
         runtime.budget_ms = budget
     assert runtime.budget_ms == 2.0
+    with pytest.raises(ValueError, match="must be above zero and finite"):
+        runtime.infer(IMAGE, budget_ms=budget)
 
 
 def test_a_budget_of_the_wrong_type_is_refused(runtime):

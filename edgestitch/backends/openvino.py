@@ -57,6 +57,10 @@ def _load(compiled: Compiled) -> Mapping[str, Run]:
     import openvino
 
     core = openvino.Core()
+    if compiled.precision == "bf16" and "BF16" not in core.get_property(
+        "CPU", "OPTIMIZATION_CAPABILITIES"
+    ):
+        raise CompileError("this CPU has no bfloat16 arithmetic; use --precision fp32")
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": _HINTS[compiled.precision],
