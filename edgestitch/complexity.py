@@ -1,5 +1,6 @@
 """Multiply-adds and parameters of a family, atom by atom; a topology's are their sum."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from .artifact import Artifact, Value
@@ -39,3 +40,22 @@ class Complexity(Artifact, frozen=True, kw_only=True):
     def params(self, family: Family, topology: Topology | str) -> int:
         """Parameters that a topology uses."""
         return sum(self.atoms[atom].params for atom in family.atoms(topology))
+
+
+def above_line(
+    family: Family, complexity: Complexity, top1: Mapping[str, float]
+) -> dict[str, float]:
+    """For each stitched topology, top-1 minus the straight line between its two anchors.
+
+    The line is over multiply-adds and goes on beyond the anchors: what a mix of the two alone would
+    give at the same mean cost, and how the stitching papers' tables are compared here.
+    """
+    points = {}
+    for topology in family.topologies:
+        if len(topology.runs) != 2:
+            continue
+        front, back = (f"{run.anchor}:0:{family.anchor(run.anchor).depth}" for run in topology.runs)
+        x, x0, x1 = (complexity.gmacs(family, name) for name in (topology.name, front, back))
+        line = top1[front] + (top1[back] - top1[front]) * (x - x0) / (x1 - x0)
+        points[topology.name] = top1[topology.name] - line
+    return points

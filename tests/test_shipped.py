@@ -8,7 +8,7 @@ from edgestitch.accuracy import Accuracy
 from edgestitch.artifact import load
 from edgestitch.calibrate import Calibration
 from edgestitch.catalog import shipped_accuracy, shipped_complexity
-from edgestitch.complexity import Complexity
+from edgestitch.complexity import Complexity, above_line
 from edgestitch.data import DEBIAN_FOLDER, fashion_mnist, preprocess, shipped_images
 from edgestitch.family import load_recipe
 from edgestitch.network import count, load_network
@@ -93,3 +93,15 @@ def test_licence_and_notice_name_the_shipped_data():
     notice = (root / "NOTICE").read_text()
     for path in shipped("calibrate").glob("*.safetensors"):
         assert path.name in notice
+
+
+def test_the_documents_state_what_the_artifacts_hold(network):
+    calibration = load(Calibration, shipped("calibrate") / "fashion-vit.calibration.json")
+    complexity = shipped_complexity(network.family)
+    assert complexity is not None
+    text = (shipped("calibrate") / "README.md").read_text()
+    top1 = {s.topology: s.finetuned for s in calibration.steps if s.finetuned is not None}
+    above = above_line(network.family, complexity, top1)
+    for name, points in above.items():
+        assert f"| {top1[name]:.2f} | {points:+.2f} |" in text
+    assert f"topologies: {sum(above.values()) / len(above):+.2f} points" in text
