@@ -90,6 +90,20 @@ backend_option = click.option(
 batch_option = click.option(
     "--batch", default=1, show_default=True, type=click.IntRange(1), help="Images in a call."
 )
+time_cap_option = click.option(
+    "--time-cap-s",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Measuring ends after that at the latest.",
+)
+min_samples_option = click.option(
+    "--min-samples",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Of each topology; 99th percentiles need 473.",
+)
 budget_option = click.option(
     "--budget-ms", "budgets_ms", multiple=True, type=float, help="A deadline; may be repeated."
 )
@@ -285,20 +299,8 @@ def evaluate(network: str, out: Path, data: Path | None, as_json: bool) -> None:
 @precision_option
 @batch_option
 @click.option("--topologies", help="Only these, with commas between.")
-@click.option(
-    "--time-cap-s",
-    default=60.0,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Sampling ends after that at the latest.",
-)
-@click.option(
-    "--min-samples",
-    default=1000,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Of each topology.",
-)
+@time_cap_option
+@min_samples_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -410,20 +412,8 @@ def schedule(
 @backend_option
 @precision_option
 @batch_option
-@click.option(
-    "--time-cap-s",
-    default=60.0,
-    show_default=True,
-    type=click.FloatRange(0, min_open=True),
-    help="Of measuring the deployed topologies.",
-)
-@click.option(
-    "--min-samples",
-    default=1000,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Of each topology.",
-)
+@time_cap_option
+@min_samples_option
 @json_option
 def compile(  # noqa: A001 (the verb's name)
     network: str,
