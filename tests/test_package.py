@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -126,3 +127,26 @@ def test_the_planning_half_imports_only_itself():
     graph = import_graph()
     planning = {f"edgestitch.{name}" for name in PLANNING}
     assert all(graph[module] <= planning for module in planning)
+
+
+def test_a_wheel_finds_its_data(tmp_path):
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    shown = subprocess.run(
+        [sys.executable, "-m", "edgestitch", "show", "fashion-vit", "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    topologies = json.loads(shown.stdout)["topologies"]
+    assert all(topology["gmacs"] and topology["top1"] for topology in topologies)
+    packaged = tmp_path / "site" / "edgestitch" / "_data" / "calibrate"
+    assert {path.name for path in packaged.iterdir()} == {
+        path.name for path in (root / "calibrate").iterdir()
+    }
