@@ -22,10 +22,11 @@ import psutil
 
 from edgestitch import Accuracy, Family, Runtime, __version__, backends, load_family
 from edgestitch.artifact import digest
-from edgestitch.catalog import shipped_accuracy, shipped_network
-from edgestitch.data import preprocess, shipped_images
+from edgestitch.catalog import shipped_network
 from edgestitch.device import detect
 from edgestitch.engine import compile_deployment, profile_network
+from edgestitch.evaluate import accuracy_row
+from edgestitch.family import normalized_range
 from edgestitch.network import StitchNetwork, build_network, load_network, save_network
 from edgestitch.profile import Profile
 from edgestitch.program import Cut, compile_segments, cut_topologies, example_images, load_program
@@ -125,23 +126,33 @@ def memory_rows(family_name: str, work: Path) -> list[list[str]]:
 # --- switching ---------------------------------------------------------------------------------
 
 
-def switch_rows(backend: str, rounds: int, work: Path, log: Callable[[str], None]) -> list[str]:
+# Large enough that a call is long against what a cache holds; as in cpu_backends.py.
+DEIT = ("ti:0:12", "ti:0:9+s:9:12", "ti:0:6+s:6:12", "ti:0:3+s:3:12", "s:0:12")
+
+
+def switch_row(
+    family: str, backend: str, rounds: int, work: Path, log: Callable[[str], None]
+) -> list[str]:
     """One table row: host cost of a switch, first inference after it over the steady state."""
-    network = load_network(shipped_network("fashion-vit"))
-    accuracy = shipped_accuracy(network.family)
-    assert accuracy is not None
-    device, settings = detect(), TimerSettings(min_samples=100, precision=1.0, time_cap_s=20)
-    profile, _ = profile_network(network, device, settings, backend=backend)
+    shipped = shipped_network(family)
+    network = load_network(shipped) if shipped.is_file() else build_network(load_family(family))
+    names = DEIT if family == "deit-ti-s-b" else tuple(t.name for t in network.family.topologies)
+    accuracy = _no_accuracy(network, names)
+    device, settings = detect(), TimerSettings(min_samples=20, precision=1.0, time_cap_s=20)
+    profile, _ = profile_network(network, device, settings, topologies=names, backend=backend)
     deployment = compile_deployment(
         network,
         _everything(profile, accuracy),
         accuracy,
-        work / f"switch-{backend}",
+        work / f"switch-{family}-{backend}",
         device,
         settings,
         backend=backend,
     )
-    frames = np.split(preprocess(shipped_images().images[:64]), 64)
+    low, high = normalized_range(network.family)
+    random = np.random.default_rng(0)
+    shape = (64, 1, *network.family.input_shape)
+    frames = list(random.uniform(low, high, shape).astype(np.float32))
     with Runtime(deployment) as runtime:
         names = runtime.topologies
         host, budget, first, steady = _switch(runtime, names, frames, rounds, log)
@@ -149,6 +160,7 @@ def switch_rows(backend: str, rounds: int, work: Path, log: Callable[[str], None
     every_first = np.concatenate([np.asarray(first[n]) / np.median(steady[n]) for n in names])
     every_steady = np.concatenate([np.asarray(steady[n]) / np.median(steady[n]) for n in names])
     return [
+        family,
         backend,
         f"{len(runtime.topologies)}",
         f"{np.median(host) / 1e3:.2f}",
@@ -159,6 +171,17 @@ def switch_rows(backend: str, rounds: int, work: Path, log: Callable[[str], None
         f"{np.quantile(every_first, 0.99):.2f}",
         f"{np.quantile(every_steady, 0.99):.2f}",
     ]
+
+
+def _no_accuracy(network: StitchNetwork, names: tuple[str, ...]) -> Accuracy:
+    """A deployment needs one; switching does not depend on it."""
+    return Accuracy(
+        family=network.family.name,
+        network=network.digest,
+        data="none",
+        num_images=1,
+        rows=tuple(accuracy_row(name, 0, 1) for name in names),
+    )
 
 
 def _everything(profile: Profile, accuracy: Accuracy) -> Plan:
@@ -257,10 +280,12 @@ def page(memory: list[list[str]], switches: list[list[str]], command: str) -> st
         "",
         "## Switch",
         "",
-        "All ordered pairs of the resident topologies of `fashion-vit`, in random order.",
+        "All ordered pairs of the resident topologies, in random order: all of `fashion-vit`, five of "
+        "`deit-ti-s-b` between Ti and S (random weights).",
         "",
         *_table(
             [
+                "family",
                 "backend",
                 "resident",
                 "switch, us, median",
@@ -297,7 +322,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="edgestitch-bench-") as name:
         work = Path(name)
         switches = [
-            switch_rows(backend, options.rounds, work, print)
+            switch_row(family, backend, options.rounds, work, print)
+            for family in options.families.split(",")
             for backend in backends.NAMES
             if backends.backend(backend).unavailable() is None
         ]

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 Image = TypeVar("Image", np.ndarray, "torch.Tensor")
 
+WARM_UP = 3
+"""Inferences of each topology before a runtime is ready."""
 HISTORY = 1000
 """Frames that `diagnostics` looks back on."""
 
@@ -108,6 +110,7 @@ class Runtime:
         self._closed = False
         self._inference = threading.Lock()
         self._control = threading.Lock()
+        self._pinned: _Active | None = None  # written alone: a switch costs one attribute
         # Not the inference's lock, so that diagnostics never wait for an inference.
         self._counting = threading.Lock()
         self._history: deque[bool] = deque(maxlen=HISTORY)
@@ -124,9 +127,17 @@ class Runtime:
             )
             for candidate in self._deployment.plan.resident
         }
+        self._warm_up()
         safety = self._deployment.plan.safety
         self._safety = _Active(safety, self._by_name[safety.topology].run, False)
         self._set(budget)
+
+    def _warm_up(self) -> None:
+        """Runs every topology, since a first inference allocates what later ones reuse."""
+        image = np.zeros(self._shape, np.float32)
+        for active in self._by_name.values():
+            for _ in range(WARM_UP):
+                active.run(image)
 
     # --- budgets ------------------------------------------------------------------------------
 
@@ -166,6 +177,7 @@ class Runtime:
         """Makes a budget the current one, or raises and leaves the last one in force."""
         self._require_measured(budget)
         self._state = _State(self._best(budget), budget)
+        self._pinned = None
 
     def _require_measured(self, budget: Budget) -> None:
         if budget.energy_mj is None and budget.power_w is None:
@@ -195,7 +207,11 @@ class Runtime:
     @property
     def topology(self) -> str:
         """The one that the next call runs."""
-        return self._state.active.candidate.topology
+        return self._next.candidate.topology
+
+    @property
+    def _next(self) -> _Active:
+        return self._pinned or self._state.active
 
     def switch(self, topology: object) -> None:
         """Pins a resident topology, by value or name, until a budget is set.
@@ -206,8 +222,7 @@ class Runtime:
         active = self._by_name.get(str(topology))
         if active is None:
             raise ValueError(f"{topology} is not resident; resident are {', '.join(self._by_name)}")
-        with self._control:
-            self._state = _State(active, self.budget)
+        self._pinned = active
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -247,8 +262,8 @@ class Runtime:
         with self._inference:
             if self._closed:
                 raise RuntimeError("this Runtime is closed; open a new one")
-            active, budget = self._state
-            limit = budget.latency_ms
+            current, budget = self._state
+            active, limit = self._pinned or current, budget.latency_ms
             if deadline_ns is not None:
                 limit = (deadline_ns - start) / 1e6
                 left = (deadline_ns - time.monotonic_ns()) / 1e6
@@ -306,7 +321,7 @@ class Runtime:
 
     def diagnostics(self) -> Diagnostics:
         """Level, message and values: WARN if the budget cannot be met or more than 1 % was late."""
-        (active, budget), closed = self._state, self._closed
+        active, budget, closed = self._next, self._state.budget, self._closed
         with self._counting:
             history, last_ms = list(self._history), self._last_ms
             frames, misses = self._frames, self._misses

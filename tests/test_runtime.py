@@ -238,14 +238,16 @@ def test_eight_threads_get_right_answers_while_the_budget_changes(real):
 
 
 def test_closing_waits_for_the_running_inference():
-    entered, leave = threading.Event(), threading.Event()
+    ready, entered, leave = threading.Event(), threading.Event(), threading.Event()
 
     def slow(name, images):
-        entered.set()
-        leave.wait(10)
+        if ready.is_set():  # not while the runtime warms up
+            entered.set()
+            leave.wait(10)
         return np.zeros((len(images), 4), np.float32)
 
     runtime = Runtime(fake_deployment(COSTS, run=slow))
+    ready.set()
     results: list[np.ndarray] = []
     worker = threading.Thread(target=lambda: results.append(runtime(IMAGE)))
     worker.start()
