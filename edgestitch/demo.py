@@ -1,5 +1,6 @@
 """The demonstration: the shipped network through every stage, on real images, on this machine."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from .accuracy import Accuracy
 from .artifact import save
 from .catalog import shipped_complexity
 from .data import preprocess, shipped_images
-from .default import QUICK, load_shipped
+from .default import QUICK, deployed, load_shipped
 from .device import detect
 from .engine import Deployment, compile_deployment, profile_network
 from .measure import save_profile
@@ -62,12 +63,14 @@ def demonstrate(
         accuracy,
         out / "deployment",
         device,
-        settings,
+        deployed(settings),
         backend=backend,
         images=preprocess(images.images[:64]),
         progress=progress,
     )
-    deadlines = [budget.latency_ms for budget in budgets if budget.latency_ms is not None]
+    # As deployed the same topologies are faster, so the deadlines that tell them apart are others.
+    spread = spread_budgets(deployment.profile, accuracy)
+    deadlines = [budget.latency_ms for budget in spread if budget.latency_ms is not None]
     with Runtime(deployment, budget_ms=deadlines[-1]) as runtime:
         # Up and down again, so that every step is also taken from another neighbour.
         rows = run_session(runtime, images, [*deadlines, *deadlines[-2::-1]], progress=progress)
@@ -98,5 +101,12 @@ def spread_budgets(profile: Profile, accuracy: Accuracy, number: int = 4) -> tup
     latencies, _ = staircase(pareto_front(candidates(profile, accuracy)))
     last = len(latencies) - 1
     steps = sorted({round(index * last / max(number - 1, 1)) for index in range(number)})
-    # A little above each step, as two significant digits allow: a budget that a person would name.
-    return tuple(Budget(latency_ms=float(f"{1.05 * latencies[step]:.2g}")) for step in steps)
+    following = [*latencies[1:], math.inf]
+    return tuple(Budget(latency_ms=_between(latencies[s], following[s])) for s in steps)
+
+
+def _between(latency_ms: float, following_ms: float) -> float:
+    """A little above a step and below the next; in two digits, as a person would say it, if it can."""
+    value = min(1.05 * latency_ms, (latency_ms + following_ms) / 2)
+    rounded = float(f"{value:.2g}")
+    return rounded if latency_ms <= rounded < following_ms else value
