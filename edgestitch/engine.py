@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -219,7 +219,9 @@ def compile_deployment(
             files=_digests(folder),
         )
         save(manifest, folder / MANIFEST)
-    return open_deployment(out)
+        # Opened before it takes its place: there another process may put its own at any moment.
+        deployment = open_deployment(folder)
+    return replace(deployment, folder=out)
 
 
 def check_program(

@@ -85,10 +85,8 @@ def compile_segments(
         for name in chain:
             if name not in outputs:
                 progress("compile", len(outputs), len(plan.atoms))
-                segment, example = (
-                    network.chain(plan.atoms[name]),
-                    torch.zeros(shape, device=device),
-                )
+                segment = network.chain(plan.atoms[name])
+                example = torch.zeros(shape, device=device)
                 backend.compile(segment, example, folder / name, precision)
                 with torch.inference_mode():
                     outputs[name] = segment(example).shape

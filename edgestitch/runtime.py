@@ -276,7 +276,7 @@ class Runtime:
             met = None if limit is None else latency_ms <= limit
             self._record(latency_ms, met)
         return Result(
-            output=logits if array is image else _like(image, logits),
+            output=_like(image, logits),
             topology=active.candidate.topology,
             latency_ms=latency_ms,
             budget_ms=limit,
