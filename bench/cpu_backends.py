@@ -36,7 +36,8 @@ import numpy as np
 import platformdirs
 import psutil
 
-from edgestitch.family import Family, cut, load_family, segment_name
+from edgestitch.family import Family, cut, segment_name
+from edgestitch.recipe import load_family
 
 if TYPE_CHECKING:
     from edgestitch.network import StitchNetwork

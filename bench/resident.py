@@ -21,11 +21,11 @@ import numpy as np
 import psutil
 
 from edgestitch import Accuracy, Family, Runtime, __version__, backends, load_family
+from edgestitch.accuracy import accuracy_row
 from edgestitch.artifact import digest
 from edgestitch.catalog import shipped_network
 from edgestitch.device import detect
 from edgestitch.engine import compile_deployment, profile_network
-from edgestitch.evaluate import accuracy_row
 from edgestitch.family import normalized_range
 from edgestitch.network import StitchNetwork, build_network, load_network, save_network
 from edgestitch.profile import Profile

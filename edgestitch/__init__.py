@@ -13,8 +13,9 @@ from .errors import (
     InfeasibleError,
     MismatchError,
 )
-from .family import Family, load_family
+from .family import Family
 from .profile import Cost, Profile
+from .recipe import load_family
 from .schedule import Budget, Plan, plan
 from .topology import Topology
 

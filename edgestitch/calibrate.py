@@ -1,40 +1,43 @@
 """Calibration: from a recipe to the weights of a stitched network.
 
-    anchors alone  ->  least squares for the stitching layers  ->  fine-tuning, one topology a step
+    anchors alone  ->  least squares for the stitching layers  ->  fine-tuning, some topologies a step
 
-Each epoch ends in a checkpoint; a calibration that was killed goes on after the last one and
-reaches the same weights, because everything random is drawn from the seed, the stage and the epoch.
+A calibration that was killed goes on from its last checkpoint and reaches the same weights.
 """
 
+import copy
 import math
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, softmax
+from torch.nn.utils import parametrize
 
-from .artifact import Artifact, Value, load_tensors, save, save_tensors, sha256
+from .artifact import Artifact, Value, save, sha256
+from .complexity import Complexity, check_order
 from .data import LabelledImages, fashion_mnist, preprocess, toy_images
-from .errors import MismatchError
+from .distributed import ALONE, Workers, local_device, workers
 from .evaluate import count_correct
-from .family import Family, Finetuning, Recipe, Training
-from .network import StitchNetwork, build_network, save_network
-from .progress import Progress, silent
-from .stitch import LeastSquares, StitchingLayer
+from .family import Family
+from .images import ArraySource, Source, batches
+from .network import StitchNetwork, count, join, save_network
+from .pretrained import Weights, build_anchors
+from .progress import Log, Progress, silent, unlogged
+from .recipe import Finetuning, Recipe, Training
+from .stitch import LeastSquares, StitchingLayer, rows
+from .train import Trainer
 
-CHECKPOINT = "calibration checkpoint"
-CHECKPOINT_VERSION = 1
+LEAST_SQUARES_BATCH = 250
 
 
 class Step(Value, frozen=True, kw_only=True):
-    """Top-1, in percent, of one topology at the stages of its calibration."""
+    """What one topology reached at the stages of its calibration, in percent."""
 
     topology: str
     alone: float | None
@@ -57,6 +60,13 @@ class Calibration(Artifact, frozen=True, kw_only=True):
     """Digest of the recipe."""
     data: str
     """Digest of the test images."""
+    judged_by: str = "labels"
+    """`labels`: percentages are top-1; else the share of images in which a topology says what this
+    anchor alone says, for images without labels."""
+    skipped: int = 0
+    """Images that could not be read."""
+    weights: dict[str, Weights] = msgspec.field(default_factory=dict)
+    """The files that anchors began with, by anchor."""
     steps: tuple[Step, ...]
 
 
@@ -64,8 +74,8 @@ class Calibration(Artifact, frozen=True, kw_only=True):
 class Splits:
     """The images that a calibration learns from, and those that judge it."""
 
-    train: LabelledImages
-    test: LabelledImages
+    train: Source
+    test: Source
 
 
 def load_splits(dataset: str, folder: Path | None = None) -> Splits:
@@ -76,17 +86,21 @@ def load_splits(dataset: str, folder: Path | None = None) -> Splits:
         ValueError: the recipe names none.
     """
     if dataset == "fashion-mnist":
-        return Splits(fashion_mnist("train", folder), fashion_mnist("test", folder))
+        return in_memory(fashion_mnist("train", folder), fashion_mnist("test", folder))
     if dataset == "toy":
-        return Splits(toy_images(512, seed=0), toy_images(256, seed=1))
-    raise ValueError("the recipe names no data set: it describes a family, not a calibration")
+        return in_memory(toy_images(512, seed=0), toy_images(256, seed=1))
+    raise ValueError("the recipe names no data set: give images with --data or --frames")
+
+
+def in_memory(train: LabelledImages, test: LabelledImages) -> Splits:
+    return Splits(ArraySource(train), ArraySource(test))
 
 
 def choose_device(device: str = "auto") -> torch.device:
     """The device to compute on; `auto` is a CUDA GPU where there is one."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+        return local_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return local_device(torch.device(device))
 
 
 def calibrate(
@@ -95,82 +109,84 @@ def calibrate(
     work: Path,
     out: Path,
     *,
+    weights: Mapping[str, Path] | None = None,
     device: str = "auto",
+    readers: int = 0,
     progress: Progress = silent,
+    log: Log = unlogged,
 ) -> Calibration:
     """Makes the weights of a recipe; writes them to `out` and the calibration beside it as JSON.
 
-    `work` keeps the checkpoints; calling again with the same recipe, data and folder goes on where
-    the last call ended.
+    Anchors that the recipe does not train come from timm's hub, or from the files in `weights`, by
+    anchor; one that it does train begins with those of its file. `work` keeps the checkpoints; calling again with the same recipe, data and folder goes on
+    where the last call ended. Under `torchrun` the processes divide the work, and only the first one
+    writes.
 
     Raises:
         MismatchError: `work` holds checkpoints of another recipe or data set.
+        ValueError: the recipe's anchors do not stand in order of cost, or it trains on labels that
+            the images lack.
     """
     target = choose_device(device)
-    torch.manual_seed(recipe.seed)
-    network = build_network(recipe.family, pretrained=not recipe.anchors).to(target)
-    session = _Session(recipe, splits, work, target, progress)
-
-    for name, training in recipe.anchors.items():
-        session.train_anchor(network, name, training)
-    anchors = [f"{a.name}:0:{a.depth}" for a in recipe.family.anchors]
-    alone = session.top1(network, anchors, "anchors alone")
-
-    progress("least squares", 0, 1)
-    initialize(
-        network, session.images(splits.train), recipe.initialize.images, recipe.initialize.mode
-    )
-    names = [topology.name for topology in recipe.family.topologies]
-    initialized = session.top1(network, names, "least squares alone")
-
-    finetuned: dict[str, float] = {}
-    if recipe.finetune is not None:
-        session.finetune(network, recipe.finetune)
-        finetuned = session.top1(network, names, "fine-tuned")
-
-    digest = save_network(network, out, recipe=session.recipe_digest, dataset=recipe.dataset)
-    result = Calibration(
-        family=recipe.family.name,
-        network=digest,
-        recipe=session.recipe_digest,
-        data=splits.test.digest,
-        steps=tuple(
-            Step(
-                topology=name,
-                alone=alone.get(name),
-                initialized=initialized[name],
-                finetuned=finetuned.get(name),
-            )
-            for name in names
-        ),
-    )
-    save(result, out.with_suffix(".calibration.json"))
-    return result
+    with workers(target) as all_workers:
+        torch.manual_seed(recipe.seed)
+        models, sources = build_anchors(
+            recipe.family, pretrained=not recipe.anchors, weights=weights
+        )
+        network = join(recipe.family, models).to(target)
+        complexity = count(network)
+        check_order(recipe.family, complexity)
+        session = _Session(
+            recipe=recipe,
+            splits=splits,
+            weights=sources,
+            workers=all_workers,
+            progress=progress if all_workers.first else silent,
+            log=log if all_workers.first else unlogged,
+            trainer=Trainer(
+                family=recipe.family,
+                source=splits.train,
+                seed=recipe.seed,
+                work=work,
+                device=target,
+                workers=all_workers,
+                parts=recipe.finetune.topologies_per_step if recipe.finetune else 1,
+                readers=readers,
+                progress=progress if all_workers.first else silent,
+                log=log if all_workers.first else unlogged,
+            ),
+        )
+        return session.run(network, complexity, out)
 
 
 def initialize(
-    network: StitchNetwork, batches: Iterator[Tensor], num_images: int, mode: str = "joint"
+    network: StitchNetwork,
+    images: Iterable[Tensor],
+    num_images: int,
+    mode: str = "joint",
+    workers: Workers = ALONE,
 ) -> None:
     """Sets the stitching layers by least squares over a stream of input batches, in eval mode.
 
     `joint` solves one problem over all stitches that share a layer; `reference` takes the mean of
-    their solutions, as the authors' code does.
+    their solutions, as the authors' code does. Memory does not grow with the number of images.
     """
     problems: dict[str, list[LeastSquares]] = {}
     network.eval()
     with torch.inference_mode():
-        for batch in _first(batches, num_images):
-            tokens = {a.name: _tokens(network, a.name, batch) for a in network.family.anchors}
+        for batch in _first(images, num_images):
+            features = {a.name: _features(network, a.name, batch) for a in network.family.anchors}
             for layer, stitches in network.family.stitches.items():
                 new = [
                     LeastSquares.over(
-                        tokens[s.front][s.stop].flatten(0, -2),
-                        tokens[s.back][s.start].flatten(0, -2),
+                        rows(features[s.front][s.stop], network.layouts[s.front]),
+                        rows(features[s.back][s.start], network.layouts[s.back]),
                     )
                     for s in stitches
                 ]
                 old = problems.get(layer)
                 problems[layer] = [a + b for a, b in zip(old, new, strict=True)] if old else new
+    workers.add(tensor for parts in problems.values() for part in parts for tensor in part.tensors)
     with torch.no_grad():
         for name, parts in problems.items():
             if mode == "joint":
@@ -183,208 +199,268 @@ def initialize(
             stitching_layer.bias.copy_(torch.stack([b for _, b in solutions]).mean(0))
 
 
-def _tokens(network: StitchNetwork, anchor: str, images: Tensor) -> list[Tensor]:
+def _features(network: StitchNetwork, anchor: str, images: Tensor) -> list[Tensor]:
     """What enters block 0, 1, ... of an anchor, and last what leaves its last block."""
-    tokens = [network.atoms[f"{anchor}:stem"](images)]
+    features = [network.atoms[f"{anchor}:stem"](images)]
     for index in range(network.family.anchor(anchor).depth):
-        tokens.append(network.atoms[f"{anchor}:{index}"](tokens[-1]))
-    return tokens
+        features.append(network.atoms[f"{anchor}:{index}"](features[-1]))
+    return features
 
 
-def _first(batches: Iterator[Tensor], num_images: int) -> Iterator[Tensor]:
+def _first(stream: Iterable[Tensor], num_images: int) -> Iterator[Tensor]:
     left = num_images
-    for batch in batches:
+    for batch in stream:
         if left <= 0:
             return
         yield batch[:left]
         left -= len(batch)
 
 
-class _Session:
-    """One calibration: its data on the device, its seeds and its checkpoints."""
+def groups(family: Family, complexity: Complexity, gap_gmacs: float) -> list[list[int]]:
+    """Topologies, by their place in the family, in groups of like cost (SN-Netv2, section 3.3).
 
-    def __init__(
-        self, recipe: Recipe, splits: Splits, work: Path, device: torch.device, progress: Progress
-    ) -> None:
-        self.recipe = recipe
-        self.family: Family = recipe.family
-        self.splits = splits
-        self.work = work
-        self.device = device
-        self.progress = progress
-        self.recipe_digest = sha256(msgspec.json.encode(recipe, order="sorted"))
-        self.pixels = torch.from_numpy(np.ascontiguousarray(splits.train.images)).to(device)
-        self.labels = torch.from_numpy(splits.train.labels).to(device)
-        self.data_digest = splits.train.digest
+    From cheap to dear; a group ends where multiply-adds exceed its first member's by more than the
+    gap.
+    """
+    costs = [complexity.gmacs(family, topology) for topology in family.topologies]
+    found: list[list[int]] = []
+    for index in sorted(range(len(costs)), key=lambda index: costs[index]):
+        if not found or costs[index] - costs[found[-1][0]] > gap_gmacs:
+            found.append([])
+        found[-1].append(index)
+    return found
+
+
+class LowRank(nn.Module):
+    """A weight as what it was plus a product of rank r, `B @ A / r` (Hu et al. 2022; SN-Netv2)."""
+
+    def __init__(self, width: int, back_width: int, rank: int) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(rank, width))
+        self.b = nn.Parameter(torch.zeros(back_width, rank))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.b @ self.a / len(self.a)
+
+
+def make_low_rank(network: StitchNetwork, rank: int) -> None:
+    """Freezes the stitching layers' weights and adds what is trained in their place."""
+    for layer in _stitching_layers(network):
+        layer.weight.requires_grad_(False)
+        change = LowRank(layer.in_features, layer.out_features, rank).to(layer.weight.device)
+        parametrize.register_parametrization(layer, "weight", change)
+
+
+def fold_low_rank(network: StitchNetwork) -> None:
+    """Makes the stitching layers plain again, what was trained folded into their weights."""
+    for layer in _stitching_layers(network):
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        layer.weight.requires_grad_(True)
+
+
+def _stitching_layers(network: StitchNetwork) -> list[StitchingLayer]:
+    return [layer for layer in network.atoms.values() if isinstance(layer, StitchingLayer)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    """One calibration: its recipe, its images and its trainer."""
+
+    recipe: Recipe
+    splits: Splits
+    weights: Mapping[str, Weights]
+    trainer: Trainer
+    workers: Workers
+    progress: Progress
+    log: Log
+
+    @property
+    def family(self) -> Family:
+        return self.recipe.family
+
+    @property
+    def largest(self) -> str:
+        return self.family.whole(self.family.anchors[-1].name).name
+
+    def run(self, network: StitchNetwork, complexity: Complexity, out: Path) -> Calibration:
+        for name, training in self.recipe.anchors.items():
+            self.train_anchor(network, name, training)
+        anchors = [self.family.whole(anchor.name).name for anchor in self.family.anchors]
+        judge = self.judge(network)
+        alone = judge(network, anchors, "anchors alone")
+
+        settings = self.recipe.initialize
+        initialize(
+            network, self.images(settings.images), settings.images, settings.mode, self.workers
+        )
+        names = [topology.name for topology in self.family.topologies]
+        initialized = judge(network, names, "least squares alone")
+
+        finetuned: dict[str, float] = {}
+        if self.recipe.finetune is not None:
+            self.finetune(network, self.recipe.finetune, complexity)
+            finetuned = judge(network, names, "fine-tuned")
+
+        recipe_digest = sha256(msgspec.json.encode(self.recipe, order="sorted"))
+        result = Calibration(
+            family=self.family.name,
+            network=network.digest,
+            recipe=recipe_digest,
+            data=self.splits.test.digest,
+            judged_by="labels" if self.splits.test.labelled else self.largest,
+            skipped=len(self.splits.train.skipped) + len(self.splits.test.skipped),
+            weights=dict(self.weights),
+            steps=tuple(
+                Step(
+                    topology=name,
+                    alone=alone.get(name),
+                    initialized=initialized[name],
+                    finetuned=finetuned.get(name),
+                )
+                for name in names
+            ),
+        )
+        if self.workers.first:
+            save_network(network, out, recipe=recipe_digest, dataset=self.recipe.dataset)
+            save(result, out.with_suffix(".calibration.json"))
+        self.workers.wait()
+        return result
+
+    def images(self, number: int) -> Iterator[Tensor]:
+        """This process's share of the first training images, as a network takes them."""
+        total = min(number, len(self.splits.train))
+        starts = range(0, total, LEAST_SQUARES_BATCH)
+        mine = [starts[index] for index in self.workers.share(len(starts))]
+        for done, start in enumerate(mine):
+            self.progress("least squares", done, len(mine))
+            chosen = range(start, min(start + LEAST_SQUARES_BATCH, total))
+            pixels, _ = self.splits.train.load(chosen)
+            yield self.normalize(pixels)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        return preprocess(pixels, mean=self.family.mean, std=self.family.std)
+        images = pixels.to(self.trainer.device)
+        return preprocess(images, mean=self.family.mean, std=self.family.std)
 
-    def images(self, data: LabelledImages, batch_size: int = 256) -> Iterator[Tensor]:
-        for start in range(0, len(data), batch_size):
-            pixels = torch.from_numpy(data.images[start : start + batch_size])
-            yield self.normalize(pixels.to(self.device))
+    def judge(self, network: StitchNetwork) -> "Judge":
+        """Percent of test images on which each topology is right, or agrees with the largest anchor."""
+        truth = None
+        if not self.splits.test.labelled:
+            truth = predictions(network, self.largest, self.splits.test)
 
-    def top1(self, network: StitchNetwork, topologies: list[str], stage: str) -> dict[str, float]:
-        progress = partial(self.progress, f"evaluate: {stage}")
-        correct = count_correct(network, topologies, self.splits.test, progress=progress)
-        return {name: 100 * hits / len(self.splits.test) for name, hits in correct.items()}
+        def judge(network: StitchNetwork, names: Sequence[str], stage: str) -> dict[str, float]:
+            progress = partial(self.progress, f"evaluate: {stage}")
+            correct = count_correct(
+                network,
+                names,
+                self.splits.test,
+                labels=truth,
+                progress=progress,
+                workers=self.workers,
+            )
+            total = len(self.splits.test)
+            shares = {name: 100 * hits / total for name, hits in correct.items()}
+            self.log(stage, 0, shares)
+            return shares
+
+        return judge
 
     def train_anchor(self, network: StitchNetwork, name: str, training: Training) -> None:
-        anchor = network.assemble(f"{name}:0:{self.family.anchor(name).depth}")
+        anchor = network.assemble(self.family.whole(name))
+        self.require_labels(f"training anchor {name}")
 
         def loss(images: Tensor, labels: Tensor, _: torch.Generator) -> Tensor:
             return cross_entropy(anchor(images), labels, label_smoothing=training.label_smoothing)
 
-        self.fit(anchor, loss, training, f"anchor {name}", {"training": training})
+        begun = {"weights": self.weights[name]} if name in self.weights else {}
+        self.trainer.fit(anchor, loss, training, f"anchor {name}", {"training": training, **begun})
 
-    def finetune(self, network: StitchNetwork, training: Finetuning) -> None:
-        """One random topology a step; hard labels, and soft ones of the largest anchor as it was."""
-        largest = self.family.anchors[-1]
-        teacher = _frozen_copy(network.assemble(f"{largest.name}:0:{largest.depth}"))
-        topologies = [network.assemble(t) for t in self.family.topologies]
+    def finetune(
+        self, network: StitchNetwork, training: Finetuning, complexity: Complexity
+    ) -> None:
+        """Random topologies a step; labels where there are any, and a teacher."""
+        labelled = self.splits.train.labelled
+        if training.distillation == 0:
+            self.require_labels("fine-tuning without distillation")
+        share = training.distillation if labelled else 1.0
+        teacher = self.teacher(network, training)
+        draw = self.sampler(training, complexity)
+        if training.rank:
+            make_low_rank(network, training.rank)
 
         def loss(images: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
-            student = topologies[int(torch.randint(len(topologies), (), generator=random))]
-            with torch.no_grad():
-                target = softmax(teacher(images) / training.temperature, dim=1)
+            student = network.assemble(draw(random))
             logits = student(images)
-            hard = cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
-            soft_log = log_softmax(logits / training.temperature, dim=1)
-            soft = -(target * soft_log).sum(1).mean() * training.temperature**2
-            return (1 - training.distillation) * hard + training.distillation * soft
+            parts = torch.zeros((), device=logits.device)
+            if share > 0:
+                with torch.no_grad():
+                    taught = teacher(images)
+                parts = parts + share * distilled(logits, taught, training)
+            if share < 1:
+                hard = cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
+                parts = parts + (1 - share) * hard
+            return parts
 
-        made_from = {"recipe": self.recipe}
-        self.fit(network, loss, training, "fine-tuning", made_from)
+        made_of = {"recipe": self.recipe, **{f"{a} weights": w for a, w in self.weights.items()}}
+        self.trainer.fit(network, loss, training, "fine-tuning", made_of)
+        if training.rank:
+            fold_low_rank(network)
 
-    def fit(
-        self,
-        module: nn.Module,
-        loss: Callable[[Tensor, Tensor, torch.Generator], Tensor],
-        training: Training,
-        stage: str,
-        conditions: Mapping[str, Value],
-    ) -> None:
-        """Trains a module in place, or loads it where a checkpoint says that it is done."""
-        path = self.work / f"{stage.replace(' ', '-')}.safetensors"
-        optimizer = torch.optim.AdamW(module.parameters(), weight_decay=training.weight_decay)
-        key = self.key(conditions)
-        done = _resume(module, optimizer, path, key)
-        num_steps = len(self.labels) // training.batch_size
-        if num_steps == 0:
+    def teacher(self, network: StitchNetwork, training: Finetuning) -> nn.Module:
+        """A frozen copy of the largest anchor as it is now, or the timm model that is named."""
+        if not training.teacher:
+            teacher: nn.Module = copy.deepcopy(network.assemble(self.largest))
+        else:
+            import timm
+
+            options: dict[str, Any] = {"num_classes": self.family.num_classes}
+            teacher = timm.create_model(training.teacher, pretrained=True, **options)
+            teacher = teacher.to(self.trainer.device)
+        return teacher.eval().requires_grad_(False)
+
+    def sampler(
+        self, training: Finetuning, complexity: Complexity
+    ) -> Callable[[torch.Generator], str]:
+        """Draws the topology of a step."""
+        names = [topology.name for topology in self.family.topologies]
+        members = [list(range(len(names)))]
+        if training.sampling == "grouped":
+            members = groups(self.family, complexity, training.group_gap_gmacs)
+
+        def draw(random: torch.Generator) -> str:
+            group = members[int(torch.randint(len(members), (), generator=random))]
+            return names[group[int(torch.randint(len(group), (), generator=random))]]
+
+        return draw
+
+    def require_labels(self, what: str) -> None:
+        if not self.splits.train.labelled:
             raise ValueError(
-                f"{stage}: a batch of {training.batch_size} is more than the {len(self.labels)} images"
+                f"{what} needs labels, and the images have none; give a folder of classes with "
+                "--data, or anchors that are pretrained and a recipe that distils"
             )
-        for epoch in range(done, training.epochs):
-            random = torch.Generator().manual_seed(_seed(self.recipe.seed, stage, epoch))
-            torch.manual_seed(_seed(self.recipe.seed, stage, epoch))
-            order = torch.randperm(len(self.labels), generator=random)
-            module.train()
-            for step in range(num_steps):
-                self.progress(stage, epoch * num_steps + step, training.epochs * num_steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(training, epoch + step / num_steps)
-                rows = order[step * training.batch_size : (step + 1) * training.batch_size]
-                rows = rows.to(self.device)
-                images = self.normalize(augment(self.pixels[rows], training, random))
-                optimizer.zero_grad(set_to_none=True)
-                loss(images, self.labels[rows], random).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-            _checkpoint(module, optimizer, path, key, epoch + 1)
-        module.eval()
-
-    def key(self, conditions: Mapping[str, Value]) -> str:
-        """What a checkpoint must have been made from to be resumed."""
-        content = {
-            "family": self.family.digest,
-            "seed": self.recipe.seed,
-            "data": self.data_digest,
-            **{name: msgspec.to_builtins(value) for name, value in conditions.items()},
-        }
-        return sha256(msgspec.json.encode(content, order="sorted"))
 
 
-def learning_rate(training: Training, epoch: float) -> float:
-    """Linear warm-up, then half a cosine down to zero; `epoch` counts with its fraction."""
-    if epoch < training.warmup_epochs:
-        return training.learning_rate * min(1.0, (epoch + 1e-3) / training.warmup_epochs)
-    left = training.epochs - training.warmup_epochs
-    return (
-        training.learning_rate
-        * 0.5
-        * (1 + math.cos(math.pi * (epoch - training.warmup_epochs) / left))
-    )
+Judge = Callable[[StitchNetwork, Sequence[str], str], dict[str, float]]
 
 
-def augment(pixels: Tensor, training: Training, random: torch.Generator) -> Tensor:
-    """Each image of uint8 [B, C, H, W] mirrored, shifted and partly blanked at random."""
-    batch, _, height, width = pixels.shape
-
-    def draw(high: int) -> Tensor:
-        return torch.randint(high, (batch,), generator=random).to(pixels.device)
-
-    def chance(probability: float) -> Tensor:
-        return (torch.rand(batch, generator=random) < probability).to(pixels.device)
-
-    if training.flip:
-        pixels = torch.where(chance(0.5).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
-    if training.shift:
-        s = training.shift
-        padded = nn.functional.pad(pixels, (s, s, s, s))
-        rows = draw(2 * s + 1)[:, None] + torch.arange(height, device=pixels.device)
-        columns = draw(2 * s + 1)[:, None] + torch.arange(width, device=pixels.device)
-        index = torch.arange(batch, device=pixels.device)[:, None, None]
-        pixels = padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    if training.erase:
-        top, left = draw(height), draw(width)
-        tall, wide = draw(height // 2) + 1, draw(width // 2) + 1
-        y = torch.arange(height, device=pixels.device)
-        x = torch.arange(width, device=pixels.device)
-        inside_y = (y >= top[:, None]) & (y < (top + tall)[:, None])
-        inside_x = (x >= left[:, None]) & (x < (left + wide)[:, None])
-        inside = inside_y[:, :, None] & inside_x[:, None, :] & chance(training.erase)[:, None, None]
-        pixels = pixels.masked_fill(inside[:, None], 0)
-    return pixels
+def distilled(logits: Tensor, taught: Tensor, training: Finetuning) -> Tensor:
+    """Cross-entropy against what a teacher says: its most probable class, or its probabilities."""
+    if training.hard:
+        return cross_entropy(logits, taught.argmax(1))
+    target = softmax(taught / training.temperature, dim=1)
+    soft = log_softmax(logits / training.temperature, dim=1)
+    return -(target * soft).sum(1).mean() * training.temperature**2
 
 
-def _frozen_copy(module: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(module).eval().requires_grad_(False)
-
-
-def _seed(seed: int, stage: str, epoch: int) -> int:
-    return zlib.crc32(f"{seed} {stage} {epoch}".encode())
-
-
-def _checkpoint(
-    module: nn.Module, optimizer: torch.optim.Optimizer, path: Path, key: str, epochs: int
-) -> None:
-    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{field}": value for field, value in state.items()}
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-    save_tensors(CHECKPOINT, CHECKPOINT_VERSION, {"key": key, "epochs": str(epochs)}, arrays, path)
-
-
-def _resume(module: nn.Module, optimizer: torch.optim.Optimizer, path: Path, key: str) -> int:
-    """Loads a checkpoint if there is one; returns the number of epochs that are done."""
-    if not path.exists():
-        return 0
-    metadata, tensors = load_tensors(CHECKPOINT, CHECKPOINT_VERSION, path)
-    if metadata["key"] != key:
-        raise MismatchError(
-            f"{path} is a checkpoint of another recipe, seed or data set; "
-            "remove it, or give another folder with --work"
-        )
-    arrays = {name: torch.from_numpy(array) for name, array in tensors.items()}
-    module.load_state_dict(
-        {n.removeprefix("module."): t for n, t in arrays.items() if n.startswith("module.")}
-    )
-    state = optimizer.state_dict()
-    for name, tensor in arrays.items():
-        if name.startswith("optimizer."):
-            _, index, field = name.split(".")
-            state["state"].setdefault(int(index), {})[field] = tensor
-    optimizer.load_state_dict(state)
-    return int(metadata["epochs"])
+def predictions(network: StitchNetwork, topology: str, source: Source) -> Tensor:
+    """The class that a topology gives each image, [N]."""
+    family = network.family
+    device = next(network.parameters()).device
+    chain = network.eval().assemble(topology)
+    found = []
+    with torch.inference_mode():
+        for pixels, _ in batches(source, range(len(source)), LEAST_SQUARES_BATCH):
+            images = preprocess(pixels.to(device), mean=family.mean, std=family.std)
+            found.append(chain(images).argmax(1).cpu())
+    return torch.cat(found)

@@ -15,10 +15,15 @@ import msgspec
 from . import __version__, load_accuracy, load_plan, load_profile
 from .artifact import save
 from .errors import ArtifactError, EdgestitchError
-from .family import load_family, load_recipe
 from .progress import Progress, silent
+from .recipe import load_family, load_recipe
 
 if TYPE_CHECKING:
+    from .accuracy import Accuracy
+    from .adhoc import Rule
+    from .catalog import Overview
+    from .complexity import Complexity
+    from .family import Family, Mode
     from .report import RunRow
     from .schedule import Plan
     from .timer import TimerSettings
@@ -51,8 +56,8 @@ def cli(traceback: bool) -> None:
     """Stitchable networks on the device: measured, scheduled, compiled, switched in place."""
 
 
-def verb(example: str) -> Callable[[F], click.Command]:
-    return cli.command(cls=Verb, epilog=f"Example:  {example}")
+def verb(example: str, name: str | None = None) -> Callable[[F], click.Command]:
+    return cli.command(name, cls=Verb, epilog=f"Example:  {example}")
 
 
 def main() -> None:
@@ -104,6 +109,9 @@ min_samples_option = click.option(
     type=click.IntRange(1),
     help="Of each topology; 99th percentiles need 473.",
 )
+accuracy_argument = click.argument(
+    "accuracy_file", metavar="[ACCURACY]", required=False, type=click.Path(path_type=Path)
+)
 budget_option = click.option(
     "--budget-ms", "budgets_ms", multiple=True, type=float, help="A deadline; may be repeated."
 )
@@ -118,6 +126,19 @@ def out_option(default: str | None, what: str) -> Callable[[F], F]:
         show_default=default is not None,
         help=f"Where {what} goes.",
     )
+
+
+def _anchor_files(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Path]:
+    """Files by anchor, from ANCHOR=FILE."""
+    files: dict[str, Path] = {}
+    for value in values:
+        anchor, given, file = value.partition("=")
+        if not (anchor and given and file) or anchor in files:
+            raise click.BadParameter(f"{value!r} should be ANCHOR=FILE, each anchor once")
+        files[anchor] = Path(file)
+    return files
 
 
 # --- verbs -------------------------------------------------------------------------------------
@@ -148,7 +169,7 @@ def env(as_json: bool) -> None:
 
 
 @verb("edgestitch show deit-ti-s-b")
-@click.argument("family")
+@click.argument("family", required=False)
 @click.option("--profile", "profile_file", type=click.Path(path_type=Path), help="Adds latencies.")
 @click.option(
     "--accuracy",
@@ -159,32 +180,73 @@ def env(as_json: bool) -> None:
 @click.option(
     "--budget-ms", type=float, help="Marks the best topology under a deadline; needs --profile."
 )
+@click.option(
+    "--mode",
+    type=click.Choice(["corrected", "reference"]),
+    help="How stitched paths are computed: corrected, or as the authors' code does. If not given, "
+    "as in the network whose accuracies are shown.",
+)
 @click.option("--count", is_flag=True, help="Count multiply-adds now, with torch, where none ship.")
-@click.option("--out", type=click.Path(path_type=Path), help="With --count: where the counts go.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where the counts go.")
+@click.option(
+    "--anchors", help="Instead of FAMILY: models of timm, cheapest first, with commas between."
+)
+@click.option(
+    "--rule",
+    type=click.Choice(["paired", "staged", "two-way"]),
+    help="With --anchors: how they are stitched; as suits them, if not given.",
+)
+@click.option("--window", type=click.IntRange(1), help="With --anchors: blocks of a window (2).")
+@click.option("--stride", type=click.IntRange(1), help="With --anchors: from window to window (1).")
+@click.option(
+    "--all-pairs",
+    is_flag=True,
+    help="With --anchors: join any two, not only neighbours, in chains.",
+)
 @json_option
 def show(
-    family: str,
+    family: str | None,
     profile_file: Path | None,
     accuracy_file: Path | None,
     budget_ms: float | None,
+    mode: "Mode | None",
     count: bool,
     out: Path | None,
+    anchors: str | None,
+    rule: "Rule | None",
+    window: int | None,
+    stride: int | None,
+    all_pairs: bool,
     as_json: bool,
 ) -> None:
-    """The topologies of FAMILY, a shipped recipe's name or a TOML file."""
+    """The topologies of FAMILY, a shipped recipe's name or a TOML file, or of models of timm."""
     from .catalog import overview, shipped_accuracy, shipped_complexity
     from .schedule import Budget, candidates, choose
 
-    found = load_family(family)
-    complexity = shipped_complexity(found)
-    if count:
-        from .network import build_network
-        from .network import count as count_complexity
+    count = count or anchors is not None
+    if out is not None and not count:
+        raise click.UsageError("--out is for counts: give --count or --anchors with it")
+    if anchors is None:
+        found = _family(family, rule, window, stride, all_pairs or None)
+    elif family is None:
+        from .adhoc import describe
 
-        complexity = count_complexity(build_network(found))
-        if out is not None:
-            save(complexity, out)
-    accuracy = load_accuracy(accuracy_file) if accuracy_file else shipped_accuracy(found)
+        found = describe(
+            [model.strip() for model in anchors.split(",") if model.strip()],
+            rule=rule,
+            window=window or 2,
+            stride=stride or 1,
+            nearest=not all_pairs,
+        )
+    else:
+        raise click.UsageError(f"give either FAMILY ({family}) or --anchors, not both")
+    accuracy: Accuracy | None = None  # of models that somebody put together nothing is known
+    if accuracy_file is not None:
+        accuracy = load_accuracy(accuracy_file)
+    elif anchors is None:
+        accuracy = shipped_accuracy(found)
+    found = found.in_mode(mode or (accuracy.mode if accuracy else found.mode))
+    complexity = _counted(found, out) if count else shipped_complexity(found)
     profile = load_profile(profile_file) if profile_file else None
     table = overview(found, complexity=complexity, accuracy=accuracy, profile=profile)
     best = None
@@ -196,27 +258,7 @@ def show(
         best = choose(candidates(profile, accuracy), Budget(latency_ms=budget_ms)).topology
     if as_json:
         return _print_json(table)
-    from .report import format_count, format_gmacs, format_ms, format_percent
-
-    rows = [
-        [
-            entry.topology,
-            _maybe(format_gmacs, entry.gmacs),
-            "" if entry.params is None else format_count(entry.params),
-            _maybe(format_percent, entry.top1),
-            *(
-                []
-                if profile is None
-                else [_maybe(format_ms, entry.latency_ms), _maybe(format_ms, entry.bound_ms)]
-            ),
-            *([] if best is None else ["<- best" if entry.topology == best else ""]),
-        ]
-        for entry in table.topologies
-    ]
-    columns = ["topology", "multiply-adds", "parameters", "top-1"]
-    columns += [] if profile is None else ["median", "p99 bound"]
-    columns += [] if best is None else [f"within {budget_ms:g} ms"]
-    _print_table(f"{found.name}: {len(rows)} topologies", columns, rows)
+    _print_overview(table, latencies=profile is not None, best=best, budget_ms=budget_ms)
     return None
 
 
@@ -231,10 +273,24 @@ def show(
     help="Folder of the checkpoints; a killed calibration goes on from there.",
 )
 @data_option
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="ANCHOR=FILE",
+    callback=_anchor_files,
+    help="Weights of an anchor, safetensors or a state dict of torch, instead of those of timm's "
+    "hub; may be repeated.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @json_option
 def calibrate(
-    recipe: str, out: Path, work: Path, data: Path | None, device: str, as_json: bool
+    recipe: str,
+    out: Path,
+    work: Path,
+    data: Path | None,
+    weights: dict[str, Path],
+    device: str,
+    as_json: bool,
 ) -> None:
     """Trains and stitches the network of RECIPE, a shipped recipe's name or a TOML file."""
     from .calibrate import calibrate as run
@@ -244,7 +300,7 @@ def calibrate(
     settings = load_recipe(recipe)
     splits = load_splits(settings.dataset, data)
     with _progress() as progress:
-        result = run(settings, splits, work, out, device=device, progress=progress)
+        result = run(settings, splits, work, out, weights=weights, device=device, progress=progress)
     if as_json:
         return _print_json(result)
     rows = [
@@ -259,26 +315,77 @@ def calibrate(
     _print_table(
         f"{result.family}: top-1", ["topology", "alone", "least squares", "fine-tuned"], rows
     )
+    for name, source in result.weights.items():
+        print(f"weights of {name}: {source.file}, matched by {source.matched}")
     print(f"wrote {out}")
     return None
 
 
-@verb("edgestitch evaluate fashion-vit --out accuracy.json")
+@verb("edgestitch import deit-ti-s-b snnet_deit.pth --out deit.safetensors", name="import")
+@click.argument("family")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@out_option(None, "the network")
+@json_option
+def import_(family: str, checkpoint: Path, out: Path, as_json: bool) -> None:
+    """The stitched network in CHECKPOINT, a file that the code of SN-Net or SN-Netv2 wrote.
+
+    FAMILY, a shipped recipe's name or a TOML file, says what it was trained as.
+    """
+    from .checkpoint import import_checkpoint, provenance
+    from .network import save_network
+    from .report import format_count
+
+    network = import_checkpoint(load_family(family), checkpoint)
+    source = provenance(checkpoint)
+    digest = save_network(network, out, **source)
+    params = sum(parameter.numel() for parameter in network.parameters())
+    facts = {
+        "family": network.family.name,
+        "mode": network.mode,
+        "topologies": len(network.family.topologies),
+        "params": params,
+        "digest": digest,
+    }
+    if as_json:
+        return _print_json({**facts, **source})
+    for name, fact in {**facts, "params": format_count(params)}.items():
+        print(f"{name:<10} {fact}")
+    print(f"wrote {out}")
+    return None
+
+
+@verb("edgestitch evaluate deit-ti-s-b.safetensors --data imagenet/val --readers 8")
 @click.argument("network", default=DEFAULT_NETWORK)
 @out_option("accuracy.json", "the accuracy")
-@data_option
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="For networks of colour images, a folder with one folder of images for each class; for "
+    "those of one channel, one with Fashion-MNIST's test files (else they are looked for).",
+)
+@click.option(
+    "--readers", type=click.IntRange(min=0), default=0, help="Processes that read images ahead."
+)
 @json_option
-def evaluate(network: str, out: Path, data: Path | None, as_json: bool) -> None:
-    """Top-1 of every topology of NETWORK on the test images of its data set."""
-    from .data import fashion_mnist
+def evaluate(network: str, out: Path, data: Path | None, readers: int, as_json: bool) -> None:
+    """Top-1 of every topology of NETWORK on labelled test images."""
     from .evaluate import evaluate as run
+    from .images import evaluation_images
     from .report import format_percent
 
     loaded = _network(network)
-    images = fashion_mnist("test", data)
+    images = evaluation_images(loaded.family, data)
     with _progress() as progress:
-        result = run(loaded, images, progress=lambda done, total: progress("evaluate", done, total))
+        result = run(
+            loaded,
+            images,
+            readers=readers,
+            progress=lambda done, total: progress("evaluate", done, total),
+        )
     save(result, out)
+    if images.skipped:
+        some = "; ".join(f"{one.path} {one.reason}" for one in images.skipped[:3])
+        print(f"{len(images.skipped)} broken left out: {some}", file=sys.stderr)
     if as_json:
         return _print_json(result)
     rows = [
@@ -373,7 +480,7 @@ def profile(
 
 @verb("edgestitch schedule profile.json accuracy.json --budget-ms 5 --budget-ms 10")
 @click.argument("profile_file", metavar="PROFILE", type=click.Path(path_type=Path))
-@click.argument("accuracy_file", metavar="ACCURACY", type=click.Path(path_type=Path))
+@accuracy_argument
 @budget_option
 @click.option("--budget-mj", type=float, help="Energy of an inference.")
 @click.option("--budget-w", type=float, help="Average power.")
@@ -381,21 +488,30 @@ def profile(
 @json_option
 def schedule(
     profile_file: Path,
-    accuracy_file: Path,
+    accuracy_file: Path | None,
     budgets_ms: tuple[float, ...],
     budget_mj: float | None,
     budget_w: float | None,
     out: Path,
     as_json: bool,
 ) -> None:
-    """The plan for the budgets given, or the whole Pareto front for whatever may come."""
+    """The plan for the budgets given, or the whole Pareto front for whatever may come.
+
+    Without ACCURACY: what ships for the profile's family, published by its authors where they did.
+    """
+    from .catalog import require_accuracy
     from .schedule import Budget, plan
 
     budgets = [Budget(latency_ms=b, energy_mj=budget_mj, power_w=budget_w) for b in budgets_ms]
     if not budgets and (budget_mj is not None or budget_w is not None):
         budgets = [Budget(energy_mj=budget_mj, power_w=budget_w)]
-    result = plan(load_profile(profile_file), load_accuracy(accuracy_file), budgets)
+    profile = load_profile(profile_file)
+    accuracy = load_accuracy(accuracy_file) if accuracy_file else require_accuracy(profile.family)
+    result = plan(profile, accuracy, budgets)
     save(result, out)
+    if accuracy_file is None:
+        said = f"accuracies: those that ship for {accuracy.family}, {accuracy.provenance}"
+        print(said, file=sys.stderr if as_json else sys.stdout)
     if as_json:
         return _print_json(result)
     _print_plan(result)
@@ -406,7 +522,7 @@ def schedule(
 @verb("edgestitch compile fashion-vit.safetensors plan.json accuracy.json --out deployment")
 @click.argument("network")
 @click.argument("plan_file", metavar="PLAN", type=click.Path(path_type=Path))
-@click.argument("accuracy_file", metavar="ACCURACY", type=click.Path(path_type=Path))
+@accuracy_argument
 @out_option("deployment", "the deployment")
 @device_option
 @backend_option
@@ -418,7 +534,7 @@ def schedule(
 def compile(  # noqa: A001 (the verb's name)
     network: str,
     plan_file: Path,
-    accuracy_file: Path,
+    accuracy_file: Path | None,
     out: Path,
     device: str,
     backend: str,
@@ -428,19 +544,28 @@ def compile(  # noqa: A001 (the verb's name)
     min_samples: int,
     as_json: bool,
 ) -> None:
-    """Compiles the resident topologies of PLAN, checks each against eager, and measures it."""
+    """Compiles the resident topologies of PLAN, checks each against eager, and measures it.
+
+    ACCURACY is the one that PLAN was made from; without it, what ships for PLAN's family.
+    """
+    from .catalog import require_accuracy
     from .device import resolve
 
     found = resolve(device)
     from .engine import compile_deployment
     from .report import format_ms
 
+    plan = load_plan(plan_file)
+    if accuracy_file is not None:
+        accuracy = load_accuracy(accuracy_file)
+    else:
+        accuracy = require_accuracy(plan.family, of_plan=plan.accuracy)
     loaded = _network(network)
     with _progress() as progress:
         deployment = compile_deployment(
             loaded,
-            load_plan(plan_file),
-            load_accuracy(accuracy_file),
+            plan,
+            accuracy,
             out,
             found,
             _settings(time_cap_s, min_samples),
@@ -468,6 +593,58 @@ def compile(  # noqa: A001 (the verb's name)
         f"{manifest.family.name} by {manifest.conditions.backend}: {len(manifest.segments)} segments",
         ["topology", "segments", "off eager", "same class", "median", "p99 bound"],
         rows,
+    )
+    print(f"wrote {out}")
+    return None
+
+
+@verb("edgestitch export fashion-vit --topologies s:0:6,s:0:3+m:2:6 --out export")
+@click.argument("network", default=DEFAULT_NETWORK)
+@click.option("--topologies", required=True, help="Which ones, with commas between.")
+@out_option("export", "the folder")
+@click.option(
+    "--batch",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Images that a program takes: always as many.",
+)
+@json_option
+def export(network: str, topologies: str, out: Path, batch: int, as_json: bool) -> None:
+    """Some topologies of NETWORK on their own, for other toolchains.
+
+    The folder has one file with the weights that these topologies need, each once, which every verb
+    takes for a NETWORK; a program of torch.export (.pt2) of each topology, of a fixed batch; and
+    export.json, which says what goes in. Each program is compared with eager.
+    """
+    from .export import export as run
+    from .report import format_count
+
+    loaded = _network(network)
+    names = [name.strip() for name in topologies.split(",") if name.strip()]
+    with _progress() as progress:
+        result = run(loaded, names, out, batch=batch, progress=progress)
+    if as_json:
+        return _print_json(result)
+    rows = [
+        [
+            one.topology,
+            format_count(one.params),
+            f"{one.num_bytes / 1e6:.1f} MB",
+            f"{check.max_difference:.1e}",
+            one.file,
+        ]
+        for one, check in zip(result.topologies, result.checks, strict=True)
+    ]
+    _print_table(
+        f"{result.family}: programs of torch {result.torch} for input {list(result.input_shape)}",
+        ["topology", "parameters", "size", "off eager", "file"],
+        rows,
+    )
+    part, whole = result.slice, result.whole
+    print(
+        f"network.safetensors: {format_count(part.params)} of {format_count(whole.params)} parameters, "
+        f"{part.num_bytes / 1e6:.1f} of {whole.num_bytes / 1e6:.1f} MB"
     )
     print(f"wrote {out}")
     return None
@@ -504,26 +681,37 @@ def run(
 
 
 @verb("edgestitch report accuracy.json --profile profile.json --plan plan.json --out report.html")
-@click.argument("accuracy_file", metavar="ACCURACY", type=click.Path(path_type=Path))
+@accuracy_argument
 @click.option(
-    "--family", "family_name", help="Recipe of the family, where its name is not a shipped one."
+    "--family",
+    "family_name",
+    help="The family, a shipped recipe's name or a TOML file; needed without ACCURACY, and where "
+    "ACCURACY names one that does not ship.",
 )
 @click.option("--profile", "profile_file", type=click.Path(path_type=Path), help="Latencies.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="What is resident.")
 @out_option("report.html", "the page")
 def report(
-    accuracy_file: Path,
+    accuracy_file: Path | None,
     family_name: str | None,
     profile_file: Path | None,
     plan_file: Path | None,
     out: Path,
 ) -> None:
-    """One self-contained HTML page with the accuracy-latency picture and a budget slider."""
-    from .catalog import shipped_complexity
+    """One self-contained HTML page: accuracy against latency, a budget slider, multiply-adds.
+
+    Without ACCURACY: what ships for --family.
+    """
+    from .catalog import require_accuracy, shipped_complexity, shipped_peers
     from .report import write_report
 
-    accuracy = load_accuracy(accuracy_file)
-    family = load_family(family_name or accuracy.family)
+    if accuracy_file is not None:
+        accuracy = load_accuracy(accuracy_file)
+    elif family_name is not None:
+        accuracy = require_accuracy(load_family(family_name).name)
+    else:
+        raise click.UsageError("give ACCURACY or --family")
+    family = load_family(family_name or accuracy.family).in_mode(accuracy.mode)
     write_report(
         out,
         family,
@@ -531,6 +719,7 @@ def report(
         profile=load_profile(profile_file) if profile_file else None,
         plan=load_plan(plan_file) if plan_file else None,
         complexity=shipped_complexity(family),
+        peers=shipped_peers(family),
     )
     print(f"wrote {out}")
 
@@ -586,10 +775,66 @@ def _network(name: str) -> Any:
     return load_network(path)
 
 
+def _family(name: str | None, *of_anchors: object) -> "Family":
+    """The family of that name or file; what only --anchors has a use for is refused."""
+    if name is None:
+        raise click.UsageError("give FAMILY or --anchors")
+    if any(option is not None for option in of_anchors):
+        raise click.UsageError(
+            f"--rule, --window, --stride and --all-pairs are for --anchors; {name} has its own"
+        )
+    return load_family(name)
+
+
+def _counted(family: "Family", out: Path | None) -> "Complexity":
+    """A family's multiply-adds and parameters, counted now."""
+    from .complexity import check_order
+    from .network import build_network, count
+
+    complexity = count(build_network(family))
+    check_order(family, complexity)
+    if out is not None:
+        save(complexity, out)
+    return complexity
+
+
 def _settings(time_cap_s: float, min_samples: int) -> "TimerSettings":
     from .timer import TimerSettings
 
     return TimerSettings(time_cap_s=time_cap_s, min_samples=min_samples)
+
+
+def _print_overview(
+    table: "Overview", *, latencies: bool, best: str | None, budget_ms: float | None
+) -> None:
+    from .report import format_count, format_gmacs, format_ms, format_percent
+
+    rows = [
+        [
+            entry.topology,
+            str(entry.reference_id),
+            _maybe(format_gmacs, entry.gmacs),
+            "" if entry.params is None else format_count(entry.params),
+            _maybe(format_percent, entry.top1),
+            entry.origin or "",
+            "*" if entry.pareto else "",
+            *([_maybe(format_ms, entry.latency_ms)] if latencies else []),
+            *([_maybe(format_ms, entry.bound_ms)] if latencies else []),
+            *([] if best is None else ["<- best" if entry.topology == best else ""]),
+        ]
+        for entry in table.topologies
+    ]
+    columns = ["topology", "id", "multiply-adds", "parameters", "top-1", "origin", "front"]
+    columns += ["median", "p99 bound"] if latencies else []
+    columns += [] if best is None else [f"within {budget_ms:g} ms"]
+    title = f"{table.family}, {table.mode}: {len(rows)} topologies"
+    if any(entry.pareto for entry in table.topologies):
+        title += f", {sum(entry.pareto or False for entry in table.topologies)} on the Pareto front"
+    if table.source is not None:
+        title += f"\ntop-1 {table.source}"
+    _print_table(title, columns, rows)
+    if all(entry.gmacs is None for entry in table.topologies):
+        print(f"no multiply-adds ship for {table.family}, {table.mode}; --count counts them")
 
 
 def _print_plan(plan: "Plan") -> None:
@@ -610,7 +855,8 @@ def _print_plan(plan: "Plan") -> None:
         for candidate in plan.resident
     ]
     _print_table(
-        f"plan of {plan.family}: {len(rows)} resident",
+        f"plan of {plan.family}: {len(rows)} resident"
+        + ("; accuracies published, not of these weights" * (plan.origin == "published")),
         ["topology", "top-1", "median", "p99 bound", "budget"],
         rows,
     )
@@ -653,7 +899,7 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
@@ -661,6 +907,8 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     # As wide as the table needs where nobody's terminal limits it.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print()
+    # Not the table's own title, which is broken where the table ends.
+    console.print(title, markup=False, highlight=False, soft_wrap=True, style="italic")
     console.print(table)
 
 

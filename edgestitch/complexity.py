@@ -42,6 +42,19 @@ class Complexity(Artifact, frozen=True, kw_only=True):
         return sum(self.atoms[atom].params for atom in family.atoms(topology))
 
 
+def check_order(family: Family, complexity: Complexity) -> None:
+    """Raises `ValueError` unless the anchors come cheapest first, by multiply-adds."""
+    gmacs = {a.name: complexity.gmacs(family, family.whole(a.name)) for a in family.anchors}
+    if list(gmacs.values()) == sorted(gmacs.values()):
+        return
+    found = ", ".join(f"{name} {value:.3g} GMACs" for name, value in gmacs.items())
+    right = sorted(family.anchors, key=lambda anchor: gmacs[anchor.name])
+    raise ValueError(
+        f"anchors of {family.name} must come cheapest first, by multiply-adds; found {found}; write "
+        f"{', '.join(a.name for a in right)} ({','.join(a.model for a in right)})"
+    )
+
+
 def above_line(
     family: Family, complexity: Complexity, top1: Mapping[str, float]
 ) -> dict[str, float]:
@@ -54,7 +67,7 @@ def above_line(
     for topology in family.topologies:
         if len(topology.runs) != 2:
             continue
-        front, back = (f"{run.anchor}:0:{family.anchor(run.anchor).depth}" for run in topology.runs)
+        front, back = (family.whole(run.anchor).name for run in topology.runs)
         x, x0, x1 = (complexity.gmacs(family, name) for name in (topology.name, front, back))
         line = top1[front] + (top1[back] - top1[front]) * (x - x0) / (x1 - x0)
         points[topology.name] = top1[topology.name] - line

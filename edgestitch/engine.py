@@ -187,8 +187,8 @@ def compile_deployment(
         ArtifactError: `out` exists and is no deployment, or cannot be written.
     """
     weights = network.digest
-    for what, made_for in {"plan": plan.network, "accuracy": accuracy.network}.items():
-        require_equal(f"network and {what}", network=(weights, made_for))
+    require_equal("network and plan", network=(weights, plan.network))
+    accuracy.check("network", network.family.name, weights)
     names = tuple(candidate.topology for candidate in plan.resident)
     with _folder(out) as folder:
         segments, program = build_program(

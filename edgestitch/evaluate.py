@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from .accuracy import Accuracy, TopologyAccuracy
+from .accuracy import Accuracy, accuracy_row
 from .data import LabelledImages, preprocess
+from .distributed import ALONE, Workers
+from .images import Source, as_source, batches, broken_rows
 from .network import StitchNetwork
 
 Tree = dict[str, "Tree"]
@@ -15,81 +17,95 @@ Tree = dict[str, "Tree"]
 
 def evaluate(
     network: StitchNetwork,
-    data: LabelledImages,
+    data: LabelledImages | Source,
     *,
     topologies: Iterable[str] | None = None,
     batch_size: int = 250,
+    readers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Accuracy:
     """Top-1 of every topology, or of those given, on raw labelled images.
 
+    `readers` processes read ahead, which pays where images are files. Broken images count for
+    nothing: `num_images` is without them.
+
     Raises:
-        ValueError: the images do not fit the network.
+        ValueError: the images do not fit the network, or have no labels.
     """
+    source = as_source(data)
     names = list(topologies or (t.name for t in network.family.topologies))
-    correct = count_correct(network, names, data, batch_size=batch_size, progress=progress)
+    correct = count_correct(
+        network, names, source, batch_size=batch_size, readers=readers, progress=progress
+    )
+    number = len(source) - len(broken_rows(source))
     return Accuracy(
         family=network.family.name,
+        mode=network.mode,
         network=network.digest,
-        data=data.digest,
-        num_images=len(data),
-        rows=tuple(accuracy_row(name, correct[name], len(data)) for name in names),
+        data=source.digest,
+        num_images=number,
+        rows=tuple(accuracy_row(name, correct[name], number) for name in names),
     )
 
 
 def count_correct(
     network: StitchNetwork,
     topologies: Iterable[str],
-    data: LabelledImages,
+    data: LabelledImages | Source,
     *,
+    labels: Tensor | None = None,
     batch_size: int = 250,
+    readers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    workers: Workers = ALONE,
 ) -> dict[str, int]:
-    """Correctly classified images of each topology; what several have in common is computed once."""
-    family = network.family
-    if data.images.shape[1:] != family.input_shape:
+    """Correctly classified images of each topology; what several have in common is computed once.
+
+    `labels` [N], if given, are the truth instead of the source's own. Several processes divide the
+    batches. Broken images count for nothing, nor do those that their rows give instead.
+
+    Raises:
+        ValueError: the images do not fit the network, or they have no labels and none are given.
+    """
+    family, source = network.family, as_source(data)
+    if source.shape != family.input_shape:
         raise ValueError(
             f"{family.name} takes images of {list(family.input_shape)}, the data are "
-            f"{list(data.images.shape[1:])}"
+            f"{list(source.shape)}"
         )
+    if labels is None and not source.labelled:
+        raise ValueError("the images have no labels to judge by; give a folder of classes")
     ends = {family.atoms(name): name for name in topologies}
     tree: Tree = {}
     for atoms in ends:
         branch = tree
         for atom in atoms:
             branch = branch.setdefault(atom, {})
-    correct = dict.fromkeys(ends.values(), 0)
     device = next(network.parameters()).device
+    names = list(ends.values())
+    correct = dict.fromkeys(names, 0)
 
-    def walk(x: Tensor, branch: Tree, path: tuple[str, ...], labels: Tensor) -> None:
+    def walk(x: Tensor, branch: Tree, path: tuple[str, ...], truth: Tensor) -> None:
         if not branch:
-            correct[ends[path]] += int((x.argmax(1) == labels).sum())
+            correct[ends[path]] += int((x.argmax(1) == truth).sum())
         for atom, rest in branch.items():
-            walk(network.atoms[atom](x), rest, (*path, atom), labels)
+            walk(network.atoms[atom](x), rest, (*path, atom), truth)
 
     network.eval()
+    parts = [range(len(source))[i : i + batch_size] for i in range(0, len(source), batch_size)]
+    mine = [parts[index] for index in workers.share(len(parts))]
+    # Only the very last part is smaller, so that reading in batches gives the parts back.
+    stream = batches(source, [row for rows in mine for row in rows], batch_size, workers=readers)
     with torch.inference_mode():
-        for start in range(0, len(data), batch_size):
-            progress(start, len(data))
-            rows = slice(start, start + batch_size)
-            pixels = torch.from_numpy(data.images[rows]).to(device)
-            images = preprocess(pixels, mean=family.mean, std=family.std)
-            walk(images, tree, (), torch.from_numpy(data.labels[rows]).to(device))
-    progress(len(data), len(data))
-    return correct
-
-
-def accuracy_row(name: str, correct: int, total: int) -> TopologyAccuracy:
-    """Top-1 of a topology that put `correct` of `total` images in their class."""
-    low, high = wilson(correct, total)
-    return TopologyAccuracy(
-        topology=name, top1=100 * correct / total, low=100 * low, high=100 * high, correct=correct
-    )
-
-
-def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927)."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(correct, total).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+        for rows, (pixels, own) in zip(mine, stream, strict=True):
+            progress(rows.start, len(source))
+            broken = broken_rows(source)
+            good = torch.tensor([row not in broken for row in rows])
+            if good.any():
+                truth = (own if labels is None else labels[rows.start : rows.stop])[good]
+                images = preprocess(pixels[good].to(device), mean=family.mean, std=family.std)
+                walk(images, tree, (), truth.to(device))
+    progress(len(source), len(source))
+    total = torch.tensor([correct[name] for name in names], device=device)
+    workers.add([total])
+    return dict(zip(names, total.tolist(), strict=True))

@@ -4,7 +4,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -15,36 +15,70 @@ from . import anchor as anchors
 from .artifact import load_tensors, save_tensors, tensor_digest
 from .complexity import AtomComplexity, Complexity
 from .errors import ArtifactError
-from .family import Family
-from .stitch import StitchingLayer
-from .topology import Topology
+from .family import Family, Mode
+from .pretrained import build_anchors
+from .stitch import Layout, StitchingLayer
+from .topology import Stitch, Topology
 
+T = TypeVar("T")
 KIND = "stitch network"
-VERSION = 1
-
-Mode = Literal["corrected"]
-"""How stitched paths are computed. `corrected`: the last anchor's final norm is always applied."""
+VERSION = 2
 
 
 class StitchNetwork(nn.Module):
-    """All atoms of a family; a topology is a selection of them.
+    """All atoms of a family, or of a slice of it; a topology is a selection of them.
 
     `assemble` is the only walk over a network: forward, size, export and compilation use it.
     """
 
-    def __init__(self, family: Family, atoms: Mapping[str, nn.Module], mode: Mode = "corrected"):
+    def __init__(
+        self,
+        family: Family,
+        atoms: Mapping[str, nn.Module],
+        layouts: Mapping[str, Layout],
+        topologies: tuple[Topology, ...] | None = None,
+    ) -> None:
         super().__init__()
         self.family = family
-        self.mode = mode
+        self.topologies = topologies or family.topologies
+        """What can be assembled: all topologies of the family, but for a slice."""
         self.atoms = nn.ModuleDict(atoms)
+        self.layouts = dict(layouts)
+        """How each anchor lays out what passes between its blocks."""
+
+    @property
+    def mode(self) -> Mode:
+        """How stitched paths are computed: `corrected`, or `reference` as the authors' code does."""
+        return self.family.mode
 
     def assemble(self, topology: Topology | str) -> nn.Sequential:
         """The network of a topology, [B, C, H, W] to logits [B, classes]; it shares all weights.
 
         Raises:
-            ValueError: the family has no such topology.
+            ValueError: the family has no such topology, or it was left out of the slice.
         """
+        topology = self.family.topology(topology)
+        if topology not in self.topologies:
+            raise ValueError(
+                f"{topology} was left out of this slice of {self.family.name}, which has "
+                f"{', '.join(map(str, self.topologies))}; export it again with that topology"
+            )
         return self.chain(self.family.atoms(topology))
+
+    def slice(self, topologies: Iterable[Topology | str]) -> "StitchNetwork":
+        """The network of these topologies alone; it shares their weights.
+
+        Raises:
+            ValueError: none is given, or one that this network lacks.
+        """
+        kept = tuple(dict.fromkeys(self.family.topology(topology) for topology in topologies))
+        if not kept:
+            raise ValueError("a slice needs a topology at least")
+        needed = {name for topology in kept for name, _ in self.assemble(topology).named_children()}
+        atoms = {name: atom for name, atom in self.atoms.items() if name in needed}
+        sliced = StitchNetwork(self.family, atoms, self.layouts, kept)
+        sliced.training = self.training
+        return sliced
 
     def chain(self, atoms: Iterable[str]) -> nn.Sequential:
         """The named atoms one after the other; it shares all weights."""
@@ -66,41 +100,100 @@ class StitchNetwork(nn.Module):
         return tensor_digest(self.tensors())
 
 
-def build_network(family: Family, *, pretrained: bool = False) -> StitchNetwork:
+def build_network(
+    family: Family, *, pretrained: bool = False, weights: Mapping[str, Path] | None = None
+) -> StitchNetwork:
     """A family's network: anchors from timm, stitching layers with random weights.
 
-    With `pretrained` the anchors' weights come from timm's hub.
+    With `pretrained` the anchors' weights come from timm's hub, but for those that `weights` gives
+    a file, by anchor.
+
+    Raises:
+        ArtifactError: a file cannot be read or does not fit its anchor, or the hub is out of reach.
+    """
+    models, _ = build_anchors(family, pretrained=pretrained, weights=weights)
+    return join(family, models)
+
+
+def join(family: Family, models: Mapping[str, nn.Module]) -> StitchNetwork:
+    """The network over a family's timm models, by anchor, whose parameters it shares.
+
+    Raises:
+        ValueError: two anchors do not have the same places where they are to be stitched.
     """
     atoms: dict[str, nn.Module] = {}
-    widths = {}
-    for anchor in family.anchors:
-        parts = anchors.take_apart(anchors.build(anchor, family, pretrained=pretrained))
-        widths[anchor.name] = parts.width
-        atoms[f"{anchor.name}:stem"] = parts.stem
-        atoms |= {f"{anchor.name}:{index}": block for index, block in enumerate(parts.blocks)}
-        atoms[f"{anchor.name}:head"] = parts.head
-    _require_equal_tokens(family, atoms)
-    for name, (stitch, *_) in family.stitches.items():
-        atoms[name] = StitchingLayer(widths[stitch.front], widths[stitch.back])
-    return StitchNetwork(family, atoms).eval()
+    parts = {a.name: anchors.take_apart(models[a.name]) for a in family.anchors}
+    for name, part in parts.items():
+        atoms[f"{name}:stem"] = part.stem
+        atoms |= {f"{name}:{index}": block for index, block in enumerate(part.blocks)}
+        if family.norm_is_atom and part.norm is not None:
+            atoms[f"{name}:norm"] = part.norm
+        atoms[f"{name}:head"] = part.bare_head if family.norm_is_atom else part.head
+    shapes = {n: anchors.feature_shapes(p, family.input_shape) for n, p in parts.items()}
+    for name, stitches in family.stitches.items():
+        atoms[name] = _stitching_layer(family, stitches, parts, shapes)
+    network = StitchNetwork(family, atoms, {name: part.layout for name, part in parts.items()})
+    return _fresh(network)
 
 
-def _require_equal_tokens(family: Family, atoms: Mapping[str, nn.Module]) -> None:
-    image = torch.zeros(1, *family.input_shape)
-    with torch.inference_mode():
-        tokens = {a.name: atoms[f"{a.name}:stem"].eval()(image).shape[1] for a in family.anchors}
-    if len(set(tokens.values())) > 1:
-        found = ", ".join(f"{name} {number}" for name, number in tokens.items())
-        raise ValueError(
-            f"anchors of {family.name} cut an image into different numbers of tokens ({found}); "
-            "they need the same patch size and input size to be stitched"
+def _stitching_layer(
+    family: Family,
+    stitches: Iterable[Stitch],
+    parts: Mapping[str, anchors.Parts],
+    shapes: Mapping[str, tuple[torch.Size, ...]],
+) -> StitchingLayer:
+    """The layer that all these stitches can share."""
+    widths = set()
+    for stitch in stitches:
+        ends = [(stitch.front, stitch.stop), (stitch.back, stitch.start)]
+        layouts = [parts[name].layout for name, _ in ends]
+        places, depths = zip(
+            *(
+                _places(shapes[name][block], layout)
+                for (name, block), layout in zip(ends, layouts, strict=True)
+            ),
+            strict=True,
         )
+        if places[0] != places[1]:
+            raise ValueError(
+                f"{family.name} cannot stitch {stitch.name}: {stitch.front} has "
+                f"{_times(places[0])} places there and {stitch.back} {_times(places[1])}; anchors need "
+                "the same patch size, strides and input size"
+            )
+        widths.add(depths)
+    if len(widths) > 1:
+        raise ValueError(
+            f"{family.name}: the stitches of one layer join different widths, {sorted(widths)}; "
+            "choose a smaller window"
+        )
+    return StitchingLayer(*widths.pop(), *layouts)
+
+
+def _places(shape: torch.Size, layout: Layout) -> tuple[tuple[int, ...], int]:
+    """Where features are (tokens, or rows and columns), and how wide they are."""
+    if layout == "nchw":
+        return tuple(shape[2:]), shape[1]
+    return tuple(shape[1:-1]), shape[-1]
+
+
+def _times(places: tuple[int, ...]) -> str:
+    return "x".join(map(str, places))
+
+
+def _fresh(network: StitchNetwork) -> StitchNetwork:
+    """The network in evaluation mode, without what timm's LeViT remembers of earlier weights."""
+    return network.train().eval()
 
 
 def save_network(network: StitchNetwork, path: Path, **provenance: str) -> str:
-    """Writes weights, family and mode as safetensors, and returns the digest of the weights."""
-    family = msgspec.json.encode(network.family).decode()
-    metadata = {**provenance, "family": family, "mode": network.mode}
+    """Writes weights, family and mode as safetensors, and returns the digest of the weights.
+
+    A slice says which topologies it has.
+    """
+    metadata = {**provenance, "family": msgspec.json.encode(network.family).decode()}
+    if network.topologies != network.family.topologies:
+        names = [topology.name for topology in network.topologies]
+        metadata["topologies"] = msgspec.json.encode(names).decode()
     return save_tensors(KIND, VERSION, metadata, network.tensors(), path)
 
 
@@ -113,11 +206,8 @@ def load_network(path: str | Path, *, family: Family | None = None) -> StitchNet
     """
     path = Path(path)
     metadata, tensors = load_tensors(KIND, VERSION, path)
-    try:
-        found = msgspec.json.decode(metadata.get("family", ""), type=Family)
-        mode = msgspec.convert(metadata.get("mode"), type=Mode)
-    except msgspec.MsgspecError as error:
-        raise ArtifactError(f"{path}: field 'family' or 'mode' of its header: {error}") from error
+    found = _field("family", metadata.get("family", ""), Family, path)
+    kept = _field("topologies", metadata.get("topologies", "[]"), tuple[str, ...], path)
     if family is not None and found.digest != family.digest:
         raise ArtifactError(
             f"{path} holds weights of family {found.name} ({found.digest[:12]}), but "
@@ -126,6 +216,7 @@ def load_network(path: str | Path, *, family: Family | None = None) -> StitchNet
     try:
         with torch.random.fork_rng(devices=[]):  # the random weights are replaced: leave no trace
             network = build_network(found)
+        network = network.slice(kept) if kept else network
         network.load_state_dict({name: torch.from_numpy(t) for name, t in tensors.items()})
     except (RuntimeError, ValueError) as error:
         raise ArtifactError(f"{path} does not fit its own family {found.name}: {error}") from error
@@ -135,8 +226,14 @@ def load_network(path: str | Path, *, family: Family | None = None) -> StitchNet
             f"{path} does not fit its own family {found.name}: {wrong[0]} is "
             f"{tensors[wrong[0]].dtype}"
         )
-    network.mode = mode
-    return network
+    return _fresh(network)
+
+
+def _field(name: str, content: str, kind: type[T], path: Path) -> T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.MsgspecError as error:
+        raise ArtifactError(f"{path}: field {name!r} of its header: {error}") from error
 
 
 def count(network: StitchNetwork) -> Complexity:
@@ -158,17 +255,25 @@ def count(network: StitchNetwork) -> Complexity:
             warnings.simplefilter("ignore", FutureWarning)  # fvcore uses what torch will drop
             from fvcore.nn import FlopCountAnalysis
 
-            for topology in network.family.topologies:
+            for topology in network.topologies:
                 x = torch.zeros(1, *network.family.input_shape)
                 for name, atom in network.assemble(topology).named_children():
                     if name not in costs:
                         analysis = FlopCountAnalysis(atom, x)
                         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-                        params = sum(p.numel() for p in atom.parameters())
-                        costs[name] = AtomComplexity(macs=int(analysis.total()), params=params)
+                        costs[name] = AtomComplexity(
+                            macs=int(analysis.total()), params=_num_params(atom)
+                        )
                         outputs[name] = atom(x)
                     x = outputs[name]
     finally:
         for module, was in fused:
             module.fused_attn = was
     return Complexity(family=network.family.name, family_digest=network.family.digest, atoms=costs)
+
+
+def _num_params(atom: nn.Module) -> int:
+    """Parameters that take part: LeViT looks its attention biases up once, as tables apart."""
+    return sum(
+        p.numel() for name, p in atom.named_parameters() if not name.endswith("attention_biases")
+    )

@@ -20,8 +20,9 @@ from .artifact import Value, digest, write
 from .complexity import Complexity
 from .errors import EdgestitchError, MismatchError
 from .family import Family
+from .peers import Peer, Peers, outdone
 from .profile import Conditions, Cost, Profile, Protocol, require_equal
-from .schedule import Candidate, Plan, candidates, pareto_front, staircase
+from .schedule import Candidate, Plan, candidates, front_along, pareto_front, staircase
 from .topology import Topology
 
 T = TypeVar("T")
@@ -58,10 +59,19 @@ def write_report(
     profile: Profile | None = None,
     plan: Plan | None = None,
     complexity: Complexity | None = None,
+    peers: Peers | None = None,
     runs: Sequence[RunRow] = (),
 ) -> None:
     """Writes the page of `render`, whole or not at all."""
-    page = render(family, accuracy, profile=profile, plan=plan, complexity=complexity, runs=runs)
+    page = render(
+        family,
+        accuracy,
+        profile=profile,
+        plan=plan,
+        complexity=complexity,
+        peers=peers,
+        runs=runs,
+    )
     write(path, page.encode())
 
 
@@ -72,9 +82,10 @@ def render(
     profile: Profile | None = None,
     plan: Plan | None = None,
     complexity: Complexity | None = None,
+    peers: Peers | None = None,
     runs: Sequence[RunRow] = (),
 ) -> str:
-    """The report as one HTML page that loads nothing.
+    """The report as one HTML page that loads nothing; `peers` are drawn beside the family.
 
     Raises:
         MismatchError: the arguments are of different networks or were made from other artifacts.
@@ -90,13 +101,19 @@ def render(
     rows = _rows(family, accuracy, profile, complexity)
     pools = _pools(front, plan)
     picture = _picture(rows, pools, profile)
+    macs = picture["macs"] = _macs_picture(family, rows, peers)
     return _fill(
         title=_text(_title(family, profile)),
         family=_text(family.name),
         subtitle=_text(_subtitle(family, profile)),
         summary=_text(_summary(family, accuracy, rows, profile)),
+        no_latencies="" if profile is not None else " hidden",
         figure=_text(_description(rows, picture)),
         no_budget="" if pools else _paragraph(_NO_LATENCY),
+        no_macs="" if macs else " hidden",
+        macs_heading=_text(_macs_heading(peers)),
+        macs_figure=_text(_macs_description(rows, peers)),
+        macs_note=_paragraph(_macs_note(family, rows, peers)) if macs and peers else "",
         plan=_plan_section(plan, accuracy),
         runs=_runs_section(runs),
         topologies=_topology_table(rows, accuracy, profile),
@@ -224,18 +241,10 @@ def _require_same_network(
     if complexity is not None:
         complexity.check(family)
     if profile is not None:
-        require_equal(
-            "profile and accuracy",
-            family=(profile.family, accuracy.family),
-            network=(profile.network, accuracy.network),
-        )
+        accuracy.check("profile", profile.family, profile.network)
     if plan is not None:
-        require_equal(
-            "plan and accuracy",
-            family=(plan.family, accuracy.family),
-            network=(plan.network, accuracy.network),
-            accuracy=(plan.accuracy, digest(accuracy)),
-        )
+        accuracy.check("plan", plan.family, plan.network)
+        require_equal("plan and accuracy", accuracy=(plan.accuracy, digest(accuracy)))
     if plan is not None and profile is not None:
         require_equal("plan and profile", profile=(plan.profile, digest(profile)))
 
@@ -256,8 +265,9 @@ def _rows(
         )
         for topology in family.topologies
     ]
-    steps = _steps((lambda row: row.gmacs) if profile is None else (lambda row: row.bound_ms), rows)
-    best = {step.topology for step in steps}
+    best = set(
+        _front((lambda row: row.gmacs) if profile is None else (lambda row: row.bound_ms), rows)
+    )
     return tuple(row._replace(front=row.name in best) for row in sorted(rows, key=_expense))
 
 
@@ -275,13 +285,13 @@ def _expense(row: _Row) -> tuple[float, ...]:
     return tuple(math.inf if value is None else value for value in known)
 
 
-def _steps(cost: Callable[[_Row], float | None], rows: Iterable[_Row]) -> list[Candidate]:
-    """The Pareto front in accuracy and one cost: the scheduler's staircase, along that cost."""
-    return staircase(
-        Candidate(topology=row.name, top1=row.top1, median_ms=x, latency_ms=x)
+def _front(cost: Callable[[_Row], float | None], rows: Iterable[_Row]) -> list[str]:
+    """The Pareto front in accuracy and one cost, cheapest first."""
+    return front_along(
+        (row.name, x, row.top1)
         for row in rows
         if row.top1 is not None and (x := cost(row)) is not None
-    )[1]
+    )
 
 
 # --- the picture and the slider, as data for the page's script -------------------------------
@@ -314,7 +324,7 @@ def _axes(rows: Sequence[_Row]) -> list[_Axis]:
             lambda row: None if row.gmacs is None else row.gmacs * factor,
         ),
     )
-    found = [axis for axis in axes if _steps(axis.cost, rows)]
+    found = [axis for axis in axes if _front(axis.cost, rows)]
     if not found:
         raise MismatchError(
             f"accuracy and costs of {len(rows)} topologies have none in common; evaluate what was "
@@ -343,7 +353,7 @@ def _picture(rows: Sequence[_Row], pools: Pools, profile: Profile | None) -> dic
                 "range": _padded(map(axis.cost, drawn))
                 if axis.key == "macs"
                 else (slider["min"], slider["max"]),
-                "front": [step.topology for step in _steps(axis.cost, rows)],
+                "front": _front(axis.cost, rows),
             }
             for axis in axes
         ],
@@ -351,6 +361,57 @@ def _picture(rows: Sequence[_Row], pools: Pools, profile: Profile | None) -> dic
         "slider": slider,
         "pools": {label: _picks(pool, rows) for label, pool in pools.items()},
     }
+
+
+def _macs_picture(
+    family: Family, rows: Sequence[_Row], peers: Peers | None
+) -> dict[str, Any] | None:
+    """The second picture: multiply-adds on a linear or logarithmic axis, the networks of others."""
+    drawn = [row for row in rows if row.top1 is not None and row.gmacs]
+    if not drawn:
+        return None
+    factor, _ = _macs_unit(rows)
+    others = _others(family, peers, factor)
+    x = [row.gmacs * factor for row in drawn if row.gmacs] + [x for o in others for x in o["x"]]
+    least, most = min(x), max(x)
+    pad = 1.1 * (most / least) ** 0.08
+    return {
+        "scales": [
+            {"label": "Linear", "type": "linear", "range": _padded(x)},
+            {"label": "Logarithmic", "type": "log", "range": (least / pad, most * pad)},
+        ],
+        "scale": int(most > 8 * least),  # a linear axis would crowd the small ones at its border
+        "top1_range": _padded([row.top1 for row in drawn] + [y for o in others for y in o["y"]]),
+        "others": others,
+    }
+
+
+def _others(family: Family, peers: Peers | None, factor: float) -> list[dict[str, Any]]:
+    """The networks of others, and another training of the family, if its numbers are known."""
+    if peers is None:
+        return []
+    groups = {
+        f"{_plural(len(peers.single), 'network', 'networks')} of timm": peers.single,
+        "another training": peers.stitched(family),
+    }
+    return [
+        {
+            "name": name,
+            "x": [peer.gmacs * factor for peer in group],
+            "y": [peer.top1 for peer in group],
+            "hover": [_peer_hover(peer) for peer in group],
+        }
+        for name, group in groups.items()
+        if group
+    ]
+
+
+def _peer_hover(peer: Peer) -> str:
+    facts = (
+        f"Top-1 {format_percent(peer.top1)}",
+        f"{format_gmacs(peer.gmacs)}, {format_count(peer.params)} parameters",
+    )
+    return "<br>".join((f"<b>{_text(peer.name)}</b>", *map(_text, facts)))
 
 
 def _point(row: _Row, axes: Iterable[_Axis], profile: Profile | None) -> dict[str, Any]:
@@ -465,8 +526,9 @@ _NO_LATENCY = (
 
 
 def _title(family: Family, profile: Profile | None) -> str:
-    where = f" on {profile.conditions.label}" if profile is not None else ""
-    return f"{family.name}{where}: accuracy and latency"
+    if profile is None:
+        return f"{family.name}: accuracy and multiply-adds"
+    return f"{family.name} on {profile.conditions.label}: accuracy and latency"
 
 
 def _subtitle(family: Family, profile: Profile | None) -> str:
@@ -480,10 +542,12 @@ def _subtitle(family: Family, profile: Profile | None) -> str:
 def _summary(
     family: Family, accuracy: Accuracy, rows: Sequence[_Row], profile: Profile | None
 ) -> str:
+    published = accuracy.origin == "published"
     sentences = [
         f"{_plural(len(rows), 'topology', 'topologies')} from "
-        f"{_plural(len(family.anchors), 'pretrained network', 'pretrained networks')}, evaluated "
-        f"on {_grouped(accuracy.num_images)} images."
+        f"{_plural(len(family.anchors), 'pretrained network', 'pretrained networks')}, "
+        f"{'with published accuracies' if published else 'evaluated'} on "
+        f"{_grouped(accuracy.num_images)} images."
     ]
     front = [row for row in rows if row.front]
     if len(front) > 1:
@@ -501,6 +565,33 @@ def _summary(
 def _worth(row: _Row) -> str:
     cost = format_gmacs(row.gmacs or 0) if row.bound_ms is None else format_ms(row.bound_ms)
     return f"{format_percent(row.top1 or 0)} at {cost}"
+
+
+def _macs_heading(peers: Peers | None) -> str:
+    if peers is None:
+        return "Accuracy against multiply-adds"
+    return f"One network against {_grouped(len(peers.single))}"
+
+
+def _macs_note(family: Family, rows: Iterable[_Row], peers: Peers) -> str:
+    points = [(row.gmacs, row.top1) for row in rows if row.gmacs and row.top1 is not None]
+    sentences = [
+        "A topology that needs no more multiply-adds equals or beats "
+        f"{_grouped(len(outdone(peers.single, points)))} of the {_grouped(len(peers.single))} "
+        "networks in accuracy."
+    ]
+    if stitched := peers.stitched(family):
+        beaten = outdone(peers.single, [(peer.gmacs, peer.top1) for peer in stitched])
+        sentences.append(f"By another training of the family, the open circles: {len(beaten)}.")
+    return " ".join((*sentences, f"{peers.dataset}; all of them as listed by {peers.source}."))
+
+
+def _macs_description(rows: Sequence[_Row], peers: Peers | None) -> str:
+    beside = f", beside {_grouped(len(peers.single))} networks of others" if peers else ""
+    return (
+        f"Scatter plot of {_plural(len(rows), 'topology', 'topologies')}: top-1 accuracy over "
+        f"{_macs_unit(rows)[1]}{beside}. The table holds the same numbers."
+    )
 
 
 def _description(rows: Sequence[_Row], picture: Mapping[str, Any]) -> str:
@@ -592,6 +683,9 @@ def _topology_table(rows: Sequence[_Row], accuracy: Accuracy, profile: Profile |
 def _notes(accuracy: Accuracy, profile: Profile | None) -> list[str]:
     """What the numbers in the table are, and why some are not there."""
     notes = [f"Accuracy on {_grouped(accuracy.num_images)} images, with 95 % Wilson intervals."]
+    if accuracy.origin == "published":
+        other = ", and not of the weights that were profiled" if profile is not None else ""
+        notes.append(f"It was not measured here{other}, but published: {accuracy.source}.")
     if profile is None:
         return notes
     few = sum(cost.p99_ms is None for cost in profile.costs)
@@ -772,10 +866,11 @@ def _energy(profile: Profile) -> str:
 def _digests(
     family: Family, accuracy: Accuracy, profile: Profile | None, plan: Plan | None
 ) -> list[tuple[str, str]]:
+    weights = accuracy.network or (profile.network if profile is not None else None)
     items = [
-        ("Weights", accuracy.network),
+        ("Weights", weights or "not here: the accuracies are published ones"),
         ("Family", family.digest),
-        ("Data set", accuracy.data),
+        ("Data set", accuracy.data or "not here: the accuracies are published ones"),
         ("Accuracy", digest(accuracy)),
     ]
     if profile is not None:

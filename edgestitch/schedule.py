@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 import msgspec
 
-from .accuracy import Accuracy
+from .accuracy import Accuracy, Origin
 from .artifact import Artifact, Value, digest
 from .errors import InfeasibleError, MismatchError
 from .profile import Profile, require_equal
@@ -73,11 +73,7 @@ def candidates(profile: Profile, accuracy: Accuracy) -> tuple[Candidate, ...]:
     Raises:
         MismatchError: the two are of different networks, or share no topology.
     """
-    require_equal(
-        "profile and accuracy",
-        family=(profile.family, accuracy.family),
-        network=(profile.network, accuracy.network),
-    )
+    accuracy.check("profile", profile.family, profile.network)
     joined = []
     for cost in profile.costs:
         row = accuracy.by_topology.get(cost.topology)
@@ -163,7 +159,7 @@ class Choice(Value, frozen=True, kw_only=True):
     """Whether the topology is within the budget; if not, it is the fastest there is."""
 
 
-class Plan(Artifact, frozen=True, kw_only=True, dict=True):
+class Plan(Artifact, frozen=True, kw_only=True, dict=True, omit_defaults=True):
     """Which topologies stay resident, and which of them is used under which budget."""
 
     kind: ClassVar[str] = "plan"
@@ -175,6 +171,8 @@ class Plan(Artifact, frozen=True, kw_only=True, dict=True):
     profile: str
     accuracy: str
     """Digests of the artifacts that it was made from."""
+    origin: Origin = "measured"
+    """Of the accuracies; published ones are of other weights than those of the plan."""
     resident: Annotated[tuple[Candidate, ...], msgspec.Meta(min_length=1)]
     """Fastest first; the first one is the safety topology, used when nothing fits."""
     choices: tuple[Choice, ...]
@@ -203,6 +201,15 @@ class Plan(Artifact, frozen=True, kw_only=True, dict=True):
     @cached_property
     def _staircase(self) -> tuple[list[float], list[Candidate]]:
         return staircase(self.resident)
+
+
+def front_along(points: Iterable[tuple[str, float, float]]) -> list[str]:
+    """Names of the Pareto front of points (name, cost, top-1) along that one cost, cheapest first."""
+    _, steps = staircase(
+        Candidate(topology=name, top1=top1, median_ms=cost, latency_ms=cost)
+        for name, cost, top1 in points
+    )
+    return [step.topology for step in steps]
 
 
 def staircase(pool: Iterable[Candidate]) -> tuple[list[float], list[Candidate]]:
@@ -259,6 +266,7 @@ def _plan(
         network=profile.network,
         profile=digest(profile),
         accuracy=digest(accuracy),
+        origin=accuracy.origin,
         resident=ordered,
         choices=tuple(_answer(ordered, budget) for budget in budgets),
     )

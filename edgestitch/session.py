@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .accuracy import wilson
 from .data import LabelledImages, preprocess
-from .evaluate import wilson
 from .progress import Progress, silent
 from .report import RunRow
 from .runtime import Runtime

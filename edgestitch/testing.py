@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .accuracy import Accuracy
+from .accuracy import Accuracy, accuracy_row
 from .backends import Backend, Compiled, Run
 from .data import toy_images as toy_images
 from .device import detect
 from .engine import Deployment, Manifest, compile_deployment, profile_network
 from .errors import CompileError
-from .evaluate import accuracy_row, evaluate
-from .family import load_family
+from .evaluate import evaluate
 from .network import StitchNetwork, build_network
 from .profile import Conditions, Cost, Profile, Protocol
 from .program import Program, cut_topologies
+from .recipe import load_family
 from .schedule import plan
 from .timer import TimerSettings
 

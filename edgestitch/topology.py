@@ -75,22 +75,3 @@ class Topology(msgspec.Struct, frozen=True, dict=True):
 
     def __str__(self) -> str:
         return self.name
-
-
-def paired_windows(depth: int, window: int, stride: int) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """For each stitching layer, the pairs (i, k) that share it: stitch after block i, before k.
-
-    The rule of SN-Net for two anchors of equal depth (Pan et al. 2023, section 3.3, as its released
-    code enumerates): windows of `window` blocks start every `stride` blocks; each gives every
-    ordered pair inside it that no earlier window gave, row by row, and all of them share one
-    layer. A window that adds no pair gets no layer.
-    """
-    seen: set[tuple[int, int]] = set()
-    layers = []
-    for first in range(0, depth, stride):
-        blocks = range(first, min(first + window, depth))
-        pairs = tuple((i, k) for i in blocks for k in blocks if (i, k) not in seen)
-        seen.update(pairs)
-        if pairs:
-            layers.append(pairs)
-    return tuple(layers)

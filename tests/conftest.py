@@ -9,7 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import HealthCheck, settings
 
-from edgestitch.family import Family, load_family
+from edgestitch.family import Family
+from edgestitch.recipe import load_family
 
 settings.register_profile(
     "edgestitch",

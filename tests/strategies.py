@@ -73,18 +73,34 @@ pools = st.lists(candidates(), min_size=1, max_size=8, unique_by=lambda c: c.top
 bounds = st.sampled_from([0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 4.0])
 tight_budgets = budgets(bounds)
 
-accuracies = st.builds(
-    Accuracy,
-    family=texts,
-    network=texts,
-    data=texts,
-    num_images=counts,
-    rows=st.lists(
-        st.builds(
-            TopologyAccuracy, topology=texts, top1=finite, low=finite, high=finite, correct=counts
-        ),
-        max_size=3,
-    ).map(tuple),
+accuracy_rows = st.lists(
+    st.builds(
+        TopologyAccuracy, topology=texts, top1=finite, low=finite, high=finite, correct=counts
+    ),
+    max_size=3,
+).map(tuple)
+modes = st.sampled_from(["corrected", "reference"])
+accuracies = st.one_of(
+    st.builds(
+        Accuracy,
+        family=texts,
+        mode=modes,
+        network=texts,
+        data=texts,
+        num_images=counts,
+        rows=accuracy_rows,
+    ),
+    st.builds(
+        Accuracy,
+        family=texts,
+        origin=st.just("published"),
+        source=st.text(min_size=1, max_size=12),
+        mode=modes,
+        network=st.none() | texts,
+        data=st.none() | texts,
+        num_images=counts,
+        rows=accuracy_rows,
+    ),
 )
 
 complexities = st.builds(
@@ -100,6 +116,7 @@ plans = st.builds(
     network=texts,
     profile=texts,
     accuracy=texts,
+    origin=st.sampled_from(["measured", "published"]),
     resident=st.lists(candidates(finite), min_size=1, max_size=3).map(tuple),
     choices=st.lists(st.builds(Choice, budget=budgets(), topology=texts), max_size=2).map(tuple),
 )

@@ -102,6 +102,12 @@ def test_a_file_of_an_earlier_release_loads(kind):
     assert value.family == "toy"
 
 
+def test_an_accuracy_of_an_earlier_release_keeps_its_digest():
+    """Plans name accuracies by it."""
+    path = DATA / "accuracy.v1.json"
+    assert digest(load(Accuracy, path)) == json.loads(path.read_text())["digest"]
+
+
 def test_a_profile_saves_and_loads_equal(path):
     value = profile([cost("a:0:3", energy=0.1), cost("b:0:3", samples=3)])
     save(value, path)

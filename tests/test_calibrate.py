@@ -10,19 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgestitch.artifact import load
+from edgestitch.augment import augment
 from edgestitch.calibrate import (
     Calibration,
     Splits,
-    augment,
     calibrate,
+    in_memory,
     initialize,
-    learning_rate,
     load_splits,
 )
 from edgestitch.data import preprocess, toy_images
 from edgestitch.errors import ArtifactError, MismatchError
-from edgestitch.family import Family, Recipe, Training, load_recipe
+from edgestitch.family import Family
+from edgestitch.images import ArraySource
 from edgestitch.network import StitchNetwork, load_network
+from edgestitch.recipe import Recipe, Training, load_recipe
+from edgestitch.train import learning_rate
 
 replace = msgspec.structs.replace
 AnyTraining = TypeVar("AnyTraining", bound=Training)
@@ -47,7 +50,7 @@ def recipe() -> Recipe:
 
 @pytest.fixture(scope="module")
 def splits() -> Splits:
-    return Splits(toy_images(96, seed=0), toy_images(32, seed=1))
+    return in_memory(toy_images(96, seed=0), toy_images(32, seed=1))
 
 
 class Killed(BaseException):
@@ -198,7 +201,7 @@ def test_checkpoints_of_another_recipe_are_refused_by_name(run_again, recipe, ch
 
 def test_checkpoints_of_other_images_are_refused(run_again, splits):
     with pytest.raises(MismatchError, match=r"checkpoint of another recipe, seed or data set"):
-        run_again(splits=Splits(toy_images(96, seed=7), splits.test))
+        run_again(splits=Splits(ArraySource(toy_images(96, seed=7)), splits.test))
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(run_again, tmp_path):
@@ -209,7 +212,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(run_again, tmp_path):
 
 
 def test_too_few_images_for_a_batch_are_refused_naming_the_stage(run):
-    few = Splits(toy_images(16), toy_images(16))
+    few = in_memory(toy_images(16), toy_images(16))
     with pytest.raises(ValueError, match="anchor a: a batch of 32 is more than the 16 images"):
         run(splits=few)
 

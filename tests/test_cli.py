@@ -10,17 +10,25 @@ import sys
 import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
+from edgestitch import Profile
 from edgestitch import cli as command_line
+from edgestitch.accuracy import Accuracy
 from edgestitch.artifact import load, save
 from edgestitch.calibrate import Calibration
+from edgestitch.catalog import require_accuracy
+from edgestitch.complexity import Complexity
 from edgestitch.data import save_images
 from edgestitch.evaluate import evaluate
 from edgestitch.network import load_network, save_network
+from edgestitch.recipe import load_family
 from edgestitch.report import RunRow
 from edgestitch.testing import toy_images, toy_network
+from tests.strategies import cost
+from tests.strategies import profile as make_profile
 
 FAST = "--min-samples 20 --time-cap-s 3"
 VERBS = [
@@ -85,6 +93,103 @@ def test_show_lists_the_references_topologies_in_order():
     assert set(found["topologies"][0]) >= {"topology", "gmacs", "params", "top1", "origin"}
 
 
+def test_show_says_of_each_topology_what_is_known():
+    found = json.loads(edgestitch("show swin-ti-s-b --json"))
+    assert (found["family"], found["mode"]) == ("swin-ti-s-b", "reference")
+    assert "github.com/ziplab/SN-Net" in found["source"]
+    assert [entry["reference_id"] for entry in found["topologies"]] == list(range(41))
+    assert all(entry["origin"] == "published" for entry in found["topologies"])
+    assert sum(entry["pareto"] for entry in found["topologies"]) == 24
+
+
+def test_show_states_where_accuracies_come_from_above_the_table():
+    lines = edgestitch("show levit-192-256").splitlines()
+    assert lines[1] == "levit-192-256, reference: 8 topologies, 7 on the Pareto front"
+    assert lines[2].startswith("top-1 published: github.com/ziplab/SN-Net")
+    assert re.fullmatch(
+        r"l192:0:12 +0 +0.662 GMACs +10.9 M +79.64 % +published +\*", lines[4].strip()
+    )
+    assert "top-1 measured on 10,000 images" in edgestitch("show fashion-vit")
+
+
+@pytest.mark.parametrize(("mode", "gmacs"), [("corrected", 4.69639), ("reference", 4.69601)])
+def test_show_gives_the_costs_of_either_mode(mode, gmacs):
+    found = json.loads(edgestitch(f"show deit-ti-s-b --mode {mode} --json"))
+    assert found["mode"] == mode
+    assert found["topologies"][3]["gmacs"] == pytest.approx(gmacs, abs=1e-5)
+    assert found["source"].endswith(", of the reference network") == (mode == "corrected")
+
+
+def test_show_counts_what_does_not_ship(tmp_path):
+    assert "no multiply-adds ship for toy, corrected; --count counts them" in edgestitch("show toy")
+    out = tmp_path / "toy.json"
+    line = f"show toy --count --mode reference --out {out} --json"
+    found = json.loads(edgestitch(line))
+    assert all(entry["gmacs"] > 0 for entry in found["topologies"])
+    assert load(Complexity, out).family_digest == load_family("toy").in_mode("reference").digest
+
+
+def test_show_makes_a_family_of_models(tmp_path):
+    anchors = "--anchors test_vit,test_vit4"
+    found = json.loads(edgestitch(f"show {anchors} --out {tmp_path}/counts.json --json"))
+    assert (found["family"], found["source"]) == ("test-vit-vit4", None)
+    assert found["topologies"][0]["topology"] == "vit:0:6"
+    assert all(entry["gmacs"] > 0 and entry["top1"] is None for entry in found["topologies"])
+    assert load(Complexity, tmp_path / "counts.json").family == found["family"]
+
+
+def test_a_plan_of_published_accuracies_says_so(tmp_path):
+    save(_deit_profile(), tmp_path / "profile.json")
+    line = f"schedule {tmp_path}/profile.json --out {tmp_path}/plan.json"
+    told = edgestitch(line)
+    assert "accuracies: those that ship for deit-ti-s-b, published: github.com" in told
+    assert "accuracies published, not of these weights" in told
+    plan = json.loads(edgestitch(f"{line} --json"))
+    assert plan["origin"] == "published"
+    assert [candidate["top1"] for candidate in plan["resident"]] == [70.564, 79.464]
+
+
+def test_schedule_without_accuracies_that_ship_asks_for_them(tmp_path):
+    save(make_profile([cost("a:0:3")]), tmp_path / "profile.json")
+    assert "no accuracies ship for 'toy'" in failure(f"schedule {tmp_path}/profile.json")
+
+
+def test_compile_takes_a_plan_of_published_accuracies(files, tmp_path):
+    """Published for other weights than the toy's, which nobody can know."""
+    measured = load(Accuracy, files / "accuracy.json")
+    published = msgspec.structs.replace(
+        measured, origin="published", source="a paper", network=None, data=None
+    )
+    save(published, tmp_path / "accuracy.json")
+    made = f"{tmp_path}/plan.json {tmp_path}/accuracy.json"
+    edgestitch(f"schedule {files}/profile.json {tmp_path}/accuracy.json --out {tmp_path}/plan.json")
+    line = f"compile {files}/toy.safetensors {made} --backend eager {FAST} --out {tmp_path}/d"
+    assert "wrote" in edgestitch(line)
+    assert json.loads((tmp_path / "d" / "plan.json").read_text())["data"]["origin"] == "published"
+    unknown = line.replace(f" {tmp_path}/accuracy.json", "")
+    assert "no accuracies ship for 'toy'" in failure(unknown)
+
+
+def test_compile_knows_the_accuracies_that_ship(tmp_path):
+    accuracy = require_accuracy("fashion-vit")
+    costs = [cost("s:0:6", bound=1.0)]
+    profile = make_profile(costs, family="fashion-vit", network=accuracy.network or "")
+    save(profile, tmp_path / "profile.json")
+    edgestitch(f"schedule {tmp_path}/profile.json --out {tmp_path}/plan.json")
+    line = f"compile fashion-vit {tmp_path}/plan.json --backend eager {FAST} --out {tmp_path}/d"
+    assert "s:0:6" in edgestitch(line)
+
+
+def test_a_report_is_made_of_what_ships(tmp_path):
+    edgestitch(f"report --family resnet18-50 --out {tmp_path}/page.html")
+    assert "One network against 200" in (tmp_path / "page.html").read_text()
+
+
+def _deit_profile() -> Profile:
+    costs = [cost("ti:0:12", bound=1.0), cost("s:0:12", bound=2.0)]
+    return make_profile(costs, family="deit-ti-s-b", network="somebody's own")
+
+
 def test_show_marks_the_best_within_a_budget(files):
     profile = json.loads((files / "profile.json").read_text())["data"]
     budget_ms = max(cost["max_ms"] for cost in profile["costs"])
@@ -133,7 +238,10 @@ def test_calibrate_makes_a_network_that_evaluates(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("show nope", "no family 'nope'; shipped are deit-ti-s-b, fashion-vit, toy"),
+        ("show nope", "no family 'nope'; shipped are deit-ti-s-b, .*, fashion-vit, .*, toy"),
+        ("show --anchors test_vit4,test_vit", "must come cheapest first, by multiply-adds; found vit4 "),
+        ("show --anchors resnet18,mixer_b16_224", "mixer_b16_224 cannot be an anchor: MlpMixer .* would fit"),
+        ("report --family deit3-s-b", "no accuracies ship for 'deit3-s-b', they do for deit-ti-s-b"),
         ("profile nope", "no network 'nope'; give a .safetensors file"),
         ("profile {0}/accuracy.safetensors", "no stitch network at"),
         ("profile --device jetson-orin", "jetson-orin was asked for, but this machine is"),
@@ -160,10 +268,21 @@ def test_a_mistake_is_one_line_with_the_next_step(files, line, message):
     assert re.search(message, found), found
 
 
-def test_usage_errors_have_exit_code_2():
-    result = CliRunner().invoke(command_line.cli, ["dance"])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("dance", "No such command 'dance'"),
+        ("show", "give FAMILY or --anchors"),
+        ("show toy --anchors resnet18,resnet50", r"either FAMILY \(toy\) or --anchors, not both"),
+        ("show toy --window 3", "--window, --stride and --all-pairs are for --anchors"),
+        ("show toy --out counts.json", "--out is for counts: give --count or --anchors"),
+        ("report", "give ACCURACY or --family"),
+    ],
+)
+def test_usage_errors_have_exit_code_2(line, message):
+    result = CliRunner().invoke(command_line.cli, line.split())
     assert result.exit_code == 2
-    assert "No such command 'dance'" in result.stderr
+    assert re.search(message, result.stderr)
 
 
 def test_traceback_is_shown_on_demand():
@@ -173,7 +292,13 @@ def test_traceback_is_shown_on_demand():
 
 
 @pytest.mark.parametrize(
-    "arguments", ["show deit-ti-s-b", "schedule P A --out X", "report A --profile P --out X"]
+    "arguments",
+    [
+        "show deit-ti-s-b",
+        "schedule P A --out X",
+        "report A --profile P --out X",
+        "report --family deit3-s-l --out X",
+    ],
 )
 def test_planning_verbs_need_no_torch(files, tmp_path, arguments):
     names = {"P": files / "profile.json", "A": files / "accuracy.json", "X": tmp_path / "out"}

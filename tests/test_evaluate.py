@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgestitch.accuracy import wilson
 from edgestitch.data import LabelledImages, preprocess
-from edgestitch.evaluate import count_correct, evaluate, wilson
+from edgestitch.evaluate import count_correct, evaluate
 from edgestitch.network import StitchNetwork
 
 

@@ -19,10 +19,12 @@ from msgspec.structs import replace
 
 from edgestitch import report, schedule
 from edgestitch.accuracy import Accuracy, TopologyAccuracy
+from edgestitch.catalog import shipped_accuracy, shipped_complexity, shipped_peers
 from edgestitch.complexity import AtomComplexity, Complexity
 from edgestitch.errors import ArtifactError, EdgestitchError, InfeasibleError, MismatchError
-from edgestitch.family import load_family
+from edgestitch.peers import Peer, Peers
 from edgestitch.profile import Conditions, Cost, Profile, Protocol
+from edgestitch.recipe import load_family
 from edgestitch.report import RunRow, render, write_report
 from edgestitch.schedule import Budget, Candidate, Plan, candidates
 
@@ -129,6 +131,24 @@ def complexity():
         family_digest=FAMILY.digest,
         atoms={atom: AtomComplexity(macs=9 * n, params=n) for atom, n in sizes.items()},
     )
+
+
+@pytest.fixture(scope="module")
+def peers():
+    """Networks of others for the toy's images: a cheap one, a better one, and a topology of it."""
+    rows = [("dear", 6e-5, 85.0, ""), ("better", 9e-5, 95.0, ""), ("a:0:3", 3e-5, 82.0, "toy")]
+    return Peers(
+        dataset="Toys",
+        source="a page",
+        input_shape=(1, 8, 8),
+        num_classes=4,
+        rows=tuple(Peer(name=n, gmacs=g, params=1, top1=t, family=f) for n, g, t, f in rows),
+    )
+
+
+def as_published(accuracy: Accuracy) -> Accuracy:
+    """The same accuracies, of weights and images that are not here."""
+    return replace(accuracy, origin="published", source="a paper", network=None, data=None)
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +289,72 @@ def test_neither_profile_nor_complexity_is_refused(accuracy, plan, tmp_path):
     with pytest.raises(ValueError, match=r"pass profile= .* complexity= .* or both"):
         write_report(path, FAMILY, accuracy, plan=plan)
     assert not path.exists()
+
+
+def test_published_accuracies_are_said_to_be(accuracy, profile, complexity):
+    page = render(FAMILY, as_published(accuracy), complexity=complexity)
+    assert "with published accuracies on 400 images" in page
+    assert "It was not measured here, but published: a paper." in page
+    assert part(page, "<dt>Weights</dt><dd>", "</dd>").startswith("not here")
+    page = render(FAMILY, as_published(accuracy), profile=profile, complexity=complexity)
+    assert "not measured here, and not of the weights that were profiled, but published" in page
+    assert part(page, "<dt>Weights</dt><dd>", "</dd>") == NETWORK
+
+
+# --- multiply-adds ---------------------------------------------------------------------------
+
+
+def test_the_second_picture_sets_accuracy_against_multiply_adds(accuracy, profile, complexity):
+    page = render(FAMILY, accuracy, profile=profile, complexity=complexity)
+    assert "<h2>Accuracy against multiply-adds</h2>" in page
+    macs = embedded(page)["macs"]
+    x = [1e6 * complexity.gmacs(FAMILY, topology) for topology in FAMILY.topologies]
+    assert [scale["type"] for scale in macs["scales"]] == ["linear", "log"]
+    for scale in macs["scales"]:
+        assert 0 < scale["range"][0] < min(x)
+        assert scale["range"][1] > max(x)
+    assert macs["others"] == []
+
+
+def test_without_multiply_adds_there_is_no_second_picture(accuracy, profile):
+    page = render(FAMILY, accuracy, profile=profile)
+    assert embedded(page)["macs"] is None
+    assert '<section id="macs" hidden>' in page
+
+
+def test_without_latencies_there_is_no_first_picture(accuracy, profile, complexity):
+    assert '<div class="picture" hidden>' in render(FAMILY, accuracy, complexity=complexity)
+    page = render(FAMILY, accuracy, profile=profile, complexity=complexity)
+    assert '<div class="picture" hidden>' not in page
+
+
+def test_networks_of_others_are_beside_the_family(accuracy, complexity, peers):
+    page = render(FAMILY, accuracy, complexity=complexity, peers=peers)
+    assert "<h2>One network against 2</h2>" in page
+    others, stitched = embedded(page)["macs"]["others"]
+    assert others["name"] == "2 networks of timm"
+    assert others["x"] == pytest.approx([60.0, 90.0])  # in kMACs, as the family's own
+    assert others["y"] == [85.0, 95.0]
+    assert others["hover"][0] == "<b>dear</b><br>Top-1 85.00 %<br>60.0 kMACs, 1 parameters"
+    assert (stitched["name"], stitched["y"]) == ("another training", [82.0])
+    assert embedded(page)["macs"]["top1_range"][1] > 95
+
+
+def test_how_many_of_the_others_are_outdone_is_said(accuracy, complexity, peers):
+    """The cheapest topology costs 45 kMACs and is 80 % accurate; 84 % take 99 kMACs."""
+    page = render(FAMILY, make_accuracy((86.0, *TOP1[1:])), complexity=complexity, peers=peers)
+    assert "A topology that needs no more multiply-adds equals or beats 1 of the 2 networks" in page
+    assert "By another training of the family, the open circles: 0." in page
+    assert "Toys; all of them as listed by a page." in page
+
+
+def test_hostile_names_of_others_are_text(accuracy, complexity, peers):
+    hostile = replace(peers, rows=(replace(peers.rows[0], name=HOSTILE),))
+    page = render(FAMILY, accuracy, complexity=complexity, peers=hostile)
+    assert "<script" not in embedded(page)["macs"]["others"][0]["hover"][0]
+
+
+# --- latencies -------------------------------------------------------------------------------
 
 
 def test_a_number_that_was_not_measured_is_given_with_its_reason(accuracy, profile):
@@ -613,6 +699,63 @@ def test_picture_follows_the_colour_scheme_and_paper_is_light(page):
     assert page.evaluate(color) == light
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.evaluate(color) != light
+
+
+def test_second_picture_shows_every_topology_too(page):
+    points = page.evaluate(
+        "document.getElementById('plot-macs').data.flatMap((trace) => trace.ids ?? []).sort()"
+    )
+    assert points == sorted(topology.name for topology in FAMILY.topologies)
+
+
+@pytest.fixture(scope="module")
+def shipped_page(browser, tmp_path_factory):
+    """The report of a family of the paper, made of what ships, open in a browser."""
+    family = load_family("deit-ti-s-b").in_mode("reference")
+    accuracy = shipped_accuracy(family)
+    assert accuracy is not None
+    path = tmp_path_factory.mktemp("shipped") / "report.html"
+    complexity, peers = shipped_complexity(family), shipped_peers(family)
+    write_report(path, family, accuracy, complexity=complexity, peers=peers)
+    complaints: list[str] = []
+    page = browser.new_page()
+    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_selector("#plot-macs .scatterlayer .points path")
+    yield page
+    assert complaints == []
+
+
+def test_one_network_stands_against_two_hundred(shipped_page):
+    traces = shipped_page.evaluate(
+        "document.getElementById('plot-macs').data.map((t) => [t.name, t.x.length, t.hovertext])"
+    )
+    sizes = {name: size for name, size, _ in traces}
+    assert sizes.pop("Pareto front") == 39 + 1  # and on to the border
+    assert sizes == {"200 networks of timm": 200, "ti + s": 34, "s + b": 34, "anchors": 3}
+    assert "<b>swin_base_patch4_window7_224</b><br>Top-1 85.25 %<br>15.5 GMACs, 87.8 M" in str(
+        traces
+    )
+    drawn = shipped_page.locator("#plot-macs .scatterlayer .points path").count()
+    assert drawn == 200 + 71
+
+
+def test_without_latencies_only_multiply_adds_are_drawn(shipped_page):
+    assert not shipped_page.locator("#plot").is_visible()
+    assert not shipped_page.locator("#budget").is_visible()
+    assert shipped_page.locator("#plot-macs").is_visible()
+
+
+def test_the_axis_can_be_linear_or_logarithmic(shipped_page):
+    axis = "document.getElementById('plot-macs').layout.xaxis"
+    ticks = "[...document.querySelectorAll('#plot-macs .xtick text')].map((t) => t.textContent)"
+    shipped_page.get_by_label("Linear", exact=True).check(force=True)
+    assert shipped_page.evaluate(f"{axis}.type") == "linear"
+    until(lambda: "0" in shipped_page.evaluate(ticks), shipped_page)
+    shipped_page.get_by_label("Logarithmic", exact=True).check(force=True)
+    assert shipped_page.evaluate(f"{axis}.type") == "log"
+    until(lambda: shipped_page.evaluate(ticks) == ["1", "2", "5", "10", "20"], shipped_page)
 
 
 def test_page_fits_a_narrow_screen(page):

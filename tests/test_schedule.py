@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from edgestitch.accuracy import Accuracy
 from edgestitch.artifact import digest
 from edgestitch.errors import InfeasibleError, MismatchError
 from edgestitch.schedule import (
@@ -16,9 +17,11 @@ from edgestitch.schedule import (
     Candidate,
     candidates,
     choose,
+    front_along,
     pareto_front,
     plan,
     staircase,
+    with_costs,
 )
 from tests.strategies import accuracy, bounds, cost, few, measured, pools, profile, tight_budgets
 
@@ -225,6 +228,32 @@ def test_with_few_samples_the_largest_is_the_deadlines_bound():
 def test_accuracy_of_another_network_is_refused_naming_both(other, message):
     with pytest.raises(MismatchError, match=message):
         plan(profile([cost("a:0:3")]), accuracy({"a:0:3": 61.2}, **other))
+
+
+def published(top1: dict[str, float], **changes: object) -> Accuracy:
+    """The same accuracies as `accuracy`, of weights and images that are not here."""
+    return msgspec.structs.replace(
+        accuracy(top1), origin="published", source="a paper", network=None, data=None, **changes
+    )
+
+
+def test_published_accuracies_are_joined_with_a_profile_of_any_weights():
+    costs, worth = profile([cost("a:0:3")], network="somebody's own"), published({"a:0:3": 61.2})
+    made = plan(costs, worth)
+    assert (made.network, made.origin) == ("somebody's own", "published")
+    assert with_costs(made, costs, worth).origin == "published"
+    assert plan(profile([cost("a:0:3")]), accuracy({"a:0:3": 61.2})).origin == "measured"
+
+
+def test_published_accuracies_of_another_family_are_refused():
+    with pytest.raises(MismatchError, match="family is toy and deit"):
+        plan(profile([cost("a:0:3")]), published({"a:0:3": 61.2}, family="deit"))
+
+
+def test_the_front_along_a_cost_is_what_nothing_as_cheap_equals():
+    points = [("d", 4.0, 3.0), ("a", 1.0, 1.0), ("b", 2.0, 3.0), ("c", 2.0, 2.0)]
+    assert front_along(points) == ["a", "b"]
+    assert front_along([]) == []
 
 
 def test_profile_and_accuracy_of_other_topologies_are_refused():

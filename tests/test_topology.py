@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgestitch.family import Anchor, Family, Stitching
-from edgestitch.topology import Run, Stitch, Topology, paired_windows
+from edgestitch.rules import paired_layers
+from edgestitch.topology import Run, Stitch, Topology
 from tests.strategies import topologies
 
 windows = st.integers(1, 9)
@@ -60,7 +61,7 @@ def test_stitches_join_each_run_and_the_next():
 
 @given(depth=st.integers(1, 16), window=windows, stride=windows)
 def test_every_pair_inside_a_window_is_given_once(depth, window, stride):
-    given_once = [pair for layer in paired_windows(depth, window, stride) for pair in layer]
+    given_once = [pair for layer in paired_layers(depth, window, stride) for pair in layer]
     inside = {
         (i, k)
         for first in range(0, depth, stride)
@@ -72,7 +73,7 @@ def test_every_pair_inside_a_window_is_given_once(depth, window, stride):
 
 @given(depth=st.integers(1, 16), window=windows, stride=windows)
 def test_no_layer_is_without_pairs_and_pairs_go_row_by_row(depth, window, stride):
-    for layer in paired_windows(depth, window, stride):
+    for layer in paired_layers(depth, window, stride):
         assert layer == tuple(sorted(layer)) != ()
 
 
@@ -101,6 +102,6 @@ def test_three_anchors_of_twelve_blocks_give_the_reference_counts(
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
     )
-    assert len(paired_windows(12, window, stride)) == layers
+    assert len(paired_layers(12, window, stride)) == layers
     assert len(family.stitches) == 2 * layers
     assert len(family.topologies) == len(set(family.topologies)) == configurations
