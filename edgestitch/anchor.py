@@ -129,7 +129,7 @@ def _levit(model: Levit) -> Parts:
     )
 
 
-def _resnet(model: ResNet) -> Parts:
+def _resnet(model: Any) -> Parts:
     def embed(resnet: Any, images: Tensor) -> Tensor:
         features: Tensor = resnet.maxpool(resnet.act1(resnet.bn1(resnet.conv1(images))))
         return features
@@ -161,7 +161,7 @@ def _mobilenet_v3(model: MobileNetV3) -> Parts:
     return _mobile(model, Part(model, names, _head))
 
 
-def _mobile(model: EfficientNet | MobileNetV3, head: nn.Module) -> Parts:
+def _mobile(model: Any, head: nn.Module) -> Parts:
     return Parts(
         layout="nchw",
         stem=Part(model, {"conv_stem", "bn1"}, lambda net, images: net.bn1(net.conv_stem(images))),
@@ -210,7 +210,7 @@ def _norm_and_head(model: Any, features: Tensor) -> Tensor:
     return logits
 
 
-def _behind(downsample: nn.Module, blocks: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+def _behind(downsample: Any, blocks: Any) -> tuple[nn.Module, ...]:
     """The blocks of a stage, the first one behind what the stage does before it."""
     first, *rest = blocks
     if not isinstance(downsample, nn.Identity):

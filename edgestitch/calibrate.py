@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 import torch
@@ -25,9 +25,9 @@ from .data import LabelledImages, fashion_mnist, preprocess, toy_images
 from .distributed import ALONE, Workers, local_device, workers
 from .evaluate import count_correct
 from .family import Family
-from .images import ArraySource, Source, batches
+from .images import ArraySource, Source, batches, held_out, open_source
 from .network import StitchNetwork, count, join, save_network
-from .pretrained import Weights, build_anchors
+from .pretrained import Weights, build_anchors, build_teacher
 from .progress import Log, Progress, silent, unlogged
 from .recipe import Finetuning, Recipe, Training
 from .stitch import LeastSquares, StitchingLayer, rows
@@ -89,7 +89,42 @@ def load_splits(dataset: str, folder: Path | None = None) -> Splits:
         return in_memory(fashion_mnist("train", folder), fashion_mnist("test", folder))
     if dataset == "toy":
         return in_memory(toy_images(512, seed=0), toy_images(256, seed=1))
-    raise ValueError("the recipe names no data set: give images with --data or --frames")
+    raise ValueError(
+        "the recipe names no data set: give a folder of classes with --data, or images without "
+        "labels with --frames"
+    )
+
+
+def own_images(
+    family: Family,
+    *,
+    data: Path | None = None,
+    frames: Path | None = None,
+    every: int = 1,
+    progress: Progress = silent,
+) -> Splits:
+    """A user's own images: a folder of classes, or a folder or video without labels.
+
+    A folder that holds `train` and `val` is divided so already; of anything else a tenth is held
+    out to judge by.
+
+    Raises:
+        ArtifactError: no images can be read from there.
+    """
+    shape, number = family.input_shape, family.num_classes
+    if frames is not None:
+        found: Source = open_source(
+            frames, shape=shape, labelled=False, every=every, progress=progress
+        )
+        return Splits(*held_out(found))
+    assert data is not None
+    parts = [data / "train", data / "val"]
+    if all(part.is_dir() for part in parts):
+        train, test = (
+            open_source(part, shape=shape, labelled=True, num_classes=number) for part in parts
+        )
+        return Splits(train, test)
+    return Splits(*held_out(open_source(data, shape=shape, labelled=True, num_classes=number)))
 
 
 def in_memory(train: LabelledImages, test: LabelledImages) -> Splits:
@@ -118,9 +153,10 @@ def calibrate(
     """Makes the weights of a recipe; writes them to `out` and the calibration beside it as JSON.
 
     Anchors that the recipe does not train come from timm's hub, or from the files in `weights`, by
-    anchor; one that it does train begins with those of its file. `work` keeps the checkpoints; calling again with the same recipe, data and folder goes on
-    where the last call ended. Under `torchrun` the processes divide the work, and only the first one
-    writes.
+    anchor; one that it does train begins with those of its file. `teacher` names the file of the
+    recipe's teacher. `work` keeps the checkpoints; calling again with the same recipe, data and
+    folder goes on where the last call ended. Under `torchrun` the processes divide the work, and
+    only the first one writes.
 
     Raises:
         MismatchError: `work` holds checkpoints of another recipe or data set.
@@ -130,9 +166,11 @@ def calibrate(
     target = choose_device(device)
     with workers(target) as all_workers:
         torch.manual_seed(recipe.seed)
-        models, sources = build_anchors(
-            recipe.family, pretrained=not recipe.anchors, weights=weights
+        files = dict(weights or {})
+        taught_by = (
+            files.pop("teacher", None) if recipe.finetune and recipe.finetune.teacher else None
         )
+        models, sources = build_anchors(recipe.family, pretrained=not recipe.anchors, weights=files)
         network = join(recipe.family, models).to(target)
         complexity = count(network)
         check_order(recipe.family, complexity)
@@ -140,6 +178,7 @@ def calibrate(
             recipe=recipe,
             splits=splits,
             weights=sources,
+            taught_by=taught_by,
             workers=all_workers,
             progress=progress if all_workers.first else silent,
             log=log if all_workers.first else unlogged,
@@ -270,6 +309,7 @@ class _Session:
     recipe: Recipe
     splits: Splits
     weights: Mapping[str, Weights]
+    taught_by: Path | None
     trainer: Trainer
     workers: Workers
     progress: Progress
@@ -411,12 +451,8 @@ class _Session:
         if not training.teacher:
             teacher: nn.Module = copy.deepcopy(network.assemble(self.largest))
         else:
-            import timm
-
-            options: dict[str, Any] = {"num_classes": self.family.num_classes}
-            teacher = timm.create_model(training.teacher, pretrained=True, **options)
-            teacher = teacher.to(self.trainer.device)
-        return teacher.eval().requires_grad_(False)
+            teacher = build_teacher(training.teacher, self.family, self.taught_by)
+        return teacher.to(self.trainer.device).eval().requires_grad_(False)
 
     def sampler(
         self, training: Finetuning, complexity: Complexity

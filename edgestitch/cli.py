@@ -272,7 +272,30 @@ def show(
     show_default=True,
     help="Folder of the checkpoints; a killed calibration goes on from there.",
 )
-@data_option
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Labelled images: one folder for each class, or such folders under train and val; for "
+    "Fashion-MNIST its files.",
+)
+@click.option(
+    "--frames",
+    type=click.Path(path_type=Path),
+    help="Images without labels, a folder or a video: the largest anchor teaches the rest.",
+)
+@click.option(
+    "--every",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="With --frames of a video: only each so many-th one.",
+)
+@click.option(
+    "--readers", type=click.IntRange(min=0), default=0, help="Processes that read images ahead."
+)
+@click.option(
+    "--log", type=click.Path(path_type=Path), help="Folder for TensorBoard: losses and accuracies."
+)
 @click.option(
     "--weights",
     multiple=True,
@@ -288,19 +311,47 @@ def calibrate(
     out: Path,
     work: Path,
     data: Path | None,
+    frames: Path | None,
+    every: int,
+    readers: int,
+    log: Path | None,
     weights: dict[str, Path],
     device: str,
     as_json: bool,
 ) -> None:
-    """Trains and stitches the network of RECIPE, a shipped recipe's name or a TOML file."""
+    """Trains and stitches the network of RECIPE, a shipped recipe's name or a TOML file.
+
+    On several GPUs: torchrun --nproc-per-node 4 -m edgestitch calibrate ...
+    """
     from .calibrate import calibrate as run
-    from .calibrate import load_splits
+    from .calibrate import load_splits, own_images
+    from .distributed import first_process
+    from .progress import tensorboard
     from .report import format_percent
 
     settings = load_recipe(recipe)
-    splits = load_splits(settings.dataset, data)
-    with _progress() as progress:
-        result = run(settings, splits, work, out, weights=weights, device=device, progress=progress)
+    if data is not None and frames is not None:
+        raise click.UsageError("give labelled images with --data or others with --frames, not both")
+    with _progress() as progress, tensorboard(log) as logged:
+        if frames is not None or (settings.dataset == "none" and data is not None):
+            splits = own_images(
+                settings.family, data=data, frames=frames, every=every, progress=progress
+            )
+        else:
+            splits = load_splits(settings.dataset, data)
+        result = run(
+            settings,
+            splits,
+            work,
+            out,
+            weights=weights,
+            device=device,
+            readers=readers,
+            progress=progress,
+            log=logged,
+        )
+    if not first_process():
+        return None
     if as_json:
         return _print_json(result)
     rows = [
@@ -312,9 +363,12 @@ def calibrate(
         ]
         for step in result.steps
     ]
+    judged = "top-1" if result.judged_by == "labels" else f"agreement with {result.judged_by}"
     _print_table(
-        f"{result.family}: top-1", ["topology", "alone", "least squares", "fine-tuned"], rows
+        f"{result.family}: {judged}", ["topology", "alone", "least squares", "fine-tuned"], rows
     )
+    if result.skipped:
+        print(f"{result.skipped} images could not be read and were left out", file=sys.stderr)
     for name, source in result.weights.items():
         print(f"weights of {name}: {source.file}, matched by {source.matched}")
     print(f"wrote {out}")

@@ -61,14 +61,18 @@ def above_line(
     """For each stitched topology, top-1 minus the straight line between its two anchors.
 
     The line is over multiply-adds and goes on beyond the anchors: what a mix of the two alone would
-    give at the same mean cost, and how the stitching papers' tables are compared here.
+    give at the same mean cost, and how the stitching papers' tables are compared here. Where a
+    topology runs through more than two anchors, or through one twice, it is the line between the
+    cheapest and the dearest of them.
     """
     points = {}
     for topology in family.topologies:
-        if len(topology.runs) != 2:
+        if len(topology.runs) < 2:
             continue
-        front, back = (family.whole(run.anchor).name for run in topology.runs)
-        x, x0, x1 = (complexity.gmacs(family, name) for name in (topology.name, front, back))
-        line = top1[front] + (top1[back] - top1[front]) * (x - x0) / (x1 - x0)
+        anchors = (family.whole(run.anchor).name for run in topology.runs)
+        costs = {name: complexity.gmacs(family, name) for name in anchors}
+        cheap, dear = min(costs, key=costs.__getitem__), max(costs, key=costs.__getitem__)
+        slope = (top1[dear] - top1[cheap]) / (costs[dear] - costs[cheap])
+        line = top1[cheap] + slope * (complexity.gmacs(family, topology) - costs[cheap])
         points[topology.name] = top1[topology.name] - line
     return points

@@ -44,6 +44,11 @@ def started_by_torchrun() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def first_process() -> bool:
+    """Whether this process is the one that prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def workers(device: torch.device) -> Iterator[Workers]:
     """The processes that `torchrun` started, connected while the context lasts; else `ALONE`."""

@@ -9,12 +9,7 @@ deployment/
   plan.json             which one is used under which budget, from those costs
 """
 
-import os
-import secrets
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -29,6 +24,7 @@ from .backends import backend as find_backend
 from .device import Device, detect, resolve
 from .errors import ArtifactError, CompileError, MismatchError
 from .family import Family
+from .folder import digests, replacing_folder
 from .measure import measure, save_profile
 from .network import StitchNetwork, load_network, save_network
 from .profile import Conditions, Profile, require_equal
@@ -145,7 +141,7 @@ def profile_network(
     progress: Progress = silent,
 ) -> tuple[Profile, Samples]:
     """The profile of a network's topologies, all or those given, and the samples behind it."""
-    names = topologies or tuple(t.name for t in network.family.topologies)
+    names = topologies or tuple(t.name for t in network.topologies)
     with tempfile.TemporaryDirectory(prefix="edgestitch-") as folder:
         _, program = build_program(
             network,
@@ -190,7 +186,7 @@ def compile_deployment(
     require_equal("network and plan", network=(weights, plan.network))
     accuracy.check("network", network.family.name, weights)
     names = tuple(candidate.topology for candidate in plan.resident)
-    with _folder(out) as folder:
+    with replacing_folder(out, MANIFEST, "deployment") as folder:
         segments, program = build_program(
             network,
             names,
@@ -216,7 +212,7 @@ def compile_deployment(
             segments=dict(segments.atoms),
             chains=dict(segments.chains),
             checks=checks,
-            files=_digests(folder),
+            files=digests(folder),
         )
         save(manifest, folder / MANIFEST)
         # Opened before it takes its place: there another process may put its own at any moment.
@@ -331,43 +327,3 @@ def _require_close(check: Check, program: Program) -> None:
             f"{largest:g}), cosine {check.min_cosine:.6f} (at least {smallest:g}); use another "
             "precision or backend"
         )
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): sha256(read(path)) for path in files}
-
-
-@contextmanager
-def _folder(out: Path) -> Iterator[Path]:
-    """A folder that takes the place of `out` at the end, and vanishes on any failure."""
-    if out.exists() and not (out / MANIFEST).is_file():
-        raise ArtifactError(f"{out} exists and is no deployment; give another folder")
-    out = out.absolute()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        _replace_folder(temporary, out)
-    except OSError as error:
-        raise ArtifactError(
-            f"cannot write {out}: {error.strerror or error}; nothing was changed"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _replace_folder(new: Path, out: Path) -> None:
-    """Puts `new` in the place of `out`; of two processes that do so at once the last one's stays."""
-    while True:
-        try:
-            os.replace(new, out)  # fails where a folder with something in it is
-        except OSError:
-            if not out.exists():
-                raise
-        else:
-            return
-        old = new.with_suffix(f".{secrets.token_hex(4)}.old")
-        with suppress(FileNotFoundError):  # the other process was faster
-            os.replace(out, old)
-            shutil.rmtree(old, ignore_errors=True)

@@ -33,7 +33,7 @@ def evaluate(
         ValueError: the images do not fit the network, or have no labels.
     """
     source = as_source(data)
-    names = list(topologies or (t.name for t in network.family.topologies))
+    names = list(topologies or (t.name for t in network.topologies))
     correct = count_correct(
         network, names, source, batch_size=batch_size, readers=readers, progress=progress
     )

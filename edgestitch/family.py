@@ -6,7 +6,7 @@ Nothing here needs torch, so that planning answers at once on any machine.
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from itertools import accumulate, combinations, pairwise
+from itertools import combinations, pairwise
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -53,9 +53,14 @@ class Anchor(Value, frozen=True, kw_only=True, omit_defaults=True):
             )
 
     @property
-    def stage_starts(self) -> tuple[int, ...]:
-        """The number of the first block of each stage; a plain network is one stage."""
-        return tuple(accumulate((self.stages or (self.depth,))[:-1], initial=0))
+    def num_stages(self) -> int:
+        """A plain network is one stage."""
+        return len(self.stages) or 1
+
+    def stage(self, index: int) -> tuple[int, int]:
+        """The number of a stage's first block, and how many blocks it has."""
+        depths = self.stages or (self.depth,)
+        return sum(depths[:index]), depths[index]
 
 
 class Stitching(Value, frozen=True, kw_only=True, omit_defaults=True):
@@ -215,13 +220,14 @@ class Family(Value, frozen=True, kw_only=True, dict=True, omit_defaults=True):
 
     def _stage_groups(self, pairs: tuple[tuple[Anchor, Anchor], ...]) -> Iterator[_Group]:
         rule = self.stitching
-        stages = rule.stages or range(len(self.anchors[0].stage_starts))
+        stages = rule.stages or range(self.anchors[0].num_stages)
         for position, stage in enumerate(stages):
             for index, (front, back) in enumerate(pairs):
-                depths = [(a.stages or (a.depth,))[stage] for a in (front, back)]
-                i0, k0 = (a.stage_starts[stage] for a in (front, back))
+                i0, front_depth = front.stage(stage)
+                k0, back_depth = back.stage(stage)
+                reference = self.mode == "reference"
                 layers = stage_layers(
-                    *depths, rule.window, rule.stride, reference=self.mode == "reference"
+                    front_depth, back_depth, rule.window, rule.stride, reference=reference
                 )
                 moved = tuple(tuple((i0 + i, k0 + k) for i, k in pairs) for pairs in layers)
                 yield _Group((position, index), front, back, moved)
@@ -309,7 +315,7 @@ class Family(Value, frozen=True, kw_only=True, dict=True, omit_defaults=True):
 def _check_rule(stitching: Stitching, anchors: tuple[Anchor, ...]) -> None:
     depths = ", ".join(f"{a.name} {list(a.stages) if a.stages else a.depth}" for a in anchors)
     if stitching.rule == "staged":
-        numbers = {len(anchor.stage_starts) for anchor in anchors}
+        numbers = {anchor.num_stages for anchor in anchors}
         if len(numbers) > 1:
             raise ValueError(f"staged stitching needs anchors of as many stages, found {depths}")
         beyond = [stage for stage in stitching.stages if stage >= min(numbers)]

@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -178,6 +178,55 @@ class ArraySource:
         index = _checked(rows, len(self))
         labels = self.data.labels[index].astype(np.int64)
         return torch.from_numpy(self.data.images[index]), torch.from_numpy(labels)
+
+
+class Selection:
+    """Some rows of a source, as a source."""
+
+    def __init__(self, source: Source, rows: Sequence[int]) -> None:
+        self.source = source
+        self.rows = _checked(rows, len(source))
+        self.skipped: list[Skipped] = []
+        self._places = {int(row): place for place, row in enumerate(self.rows)}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> Shape:
+        return self.source.shape
+
+    @property
+    def labelled(self) -> bool:
+        return self.source.labelled
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.source.digest.encode() + self.rows.tobytes()).hexdigest()
+
+    def load(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        loaded = self.source.load(self.rows[_checked(rows, len(self))])  # type: ignore[arg-type]
+        known = broken_rows(self)
+        for skipped in self.source.skipped:
+            place = None if skipped.row is None else self._places.get(skipped.row)
+            if place is not None and place not in known:
+                self.skipped.append(replace(skipped, row=place))
+        return loaded
+
+
+def held_out(source: Source, *, every: int = 10) -> tuple[Selection, Selection]:
+    """All images but every tenth, and these: to learn from, and to judge by.
+
+    Of images without labels it is the last tenth, since neighbouring frames of a video are alike.
+    """
+    number = len(source)
+    if number < 2:
+        raise ArtifactError(f"{number} image is too few to learn from some and judge by others")
+    test = (
+        range(0, number, every) if source.labelled else range(number - -(-number // every), number)
+    )
+    chosen = set(test)
+    return Selection(source, [r for r in range(number) if r not in chosen]), Selection(source, test)
 
 
 # --- folders -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import timm
 from torch import Tensor, nn
 
 from . import anchor as anchors
@@ -49,7 +50,9 @@ def build_anchors(
     for anchor in family.anchors:
         if anchor.name in files:
             models[anchor.name] = anchors.build(anchor, family)
-            sources[anchor.name] = load_weights(models[anchor.name], files[anchor.name], anchor)
+            sources[anchor.name] = load_weights(
+                models[anchor.name], files[anchor.name], f"anchor {anchor.name} ({anchor.model})"
+            )
         elif pretrained:
             models[anchor.name] = _from_hub(anchor, family)
         else:
@@ -57,8 +60,28 @@ def build_anchors(
     return models, sources
 
 
-def load_weights(model: nn.Module, path: Path, anchor: Anchor) -> Weights:
-    """Puts the weights in a file into an anchor's model, whole or not at all.
+def build_teacher(model: str, family: Family, path: Path | None = None) -> nn.Module:
+    """A timm model that teaches a family, with the weights in a file or those of timm's hub.
+
+    Raises:
+        ArtifactError: the file does not fit, or the hub is out of reach.
+        ValueError: timm has no such model, or it refuses the family's classes.
+    """
+    channels, *_ = family.input_shape
+    options = {"in_chans": channels, "num_classes": family.num_classes}
+    try:
+        teacher: nn.Module = timm.create_model(model, pretrained=path is None, **options)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f"timm cannot make the teacher {model!r}: {error}") from error
+    except Exception as error:  # the hub's client lets through what its HTTP library raises
+        raise ArtifactError(_unreachable(f"the teacher {model}", error, "teacher")) from error
+    if path is not None:
+        load_weights(teacher, path, f"the teacher {model}")
+    return teacher
+
+
+def load_weights(model: nn.Module, path: Path, what: str) -> Weights:
+    """Puts the weights in a file into a model, whole or not at all; messages say `what` it is.
 
     Raises:
         ArtifactError: the file cannot be read, or its tensors are not the model's.
@@ -71,7 +94,7 @@ def load_weights(model: nn.Module, path: Path, anchor: Anchor) -> Weights:
     wrong = _differences(model, state)
     if wrong:
         raise ArtifactError(
-            f"{path} does not fit anchor {anchor.name} ({anchor.model}): {'; '.join(wrong)}; give "
+            f"{path} does not fit {what}: {'; '.join(wrong)}; give "
             "the weights of that model under timm's names"
         )
     model.load_state_dict({**_counters(model), **state})
@@ -155,8 +178,12 @@ def _from_hub(anchor: Anchor, family: Family) -> nn.Module:
     except ValueError:
         raise
     except Exception as error:  # the hub's client lets through what its HTTP library raises
-        raise ArtifactError(
-            f"the pretrained weights of anchor {anchor.name} ({anchor.model}) are not on this "
-            f"machine and could not be fetched from timm's hub ({type(error).__name__}); go online, "
-            f"or give their file with --weights {anchor.name}=FILE"
-        ) from error
+        what = f"anchor {anchor.name} ({anchor.model})"
+        raise ArtifactError(_unreachable(what, error, anchor.name)) from error
+
+
+def _unreachable(what: str, error: Exception, name: str) -> str:
+    return (
+        f"the pretrained weights of {what} are not on this machine and could not be fetched from "
+        f"timm's hub ({type(error).__name__}); go online, or give their file with --weights {name}=FILE"
+    )

@@ -35,13 +35,13 @@ def tensorboard(folder: Path | None) -> Iterator[Log]:
         raise ValueError(
             f"--log needs TensorBoard ({error}); pip install 'edgestitch[tensorboard]'"
         ) from error
-    writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(str(folder))
 
     def log(stage: str, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
-            writer.add_scalar(f"{stage}/{name}".replace(" ", "-"), value, step)  # type: ignore[no-untyped-call]
+            writer.add_scalar(f"{stage}/{name}".replace(" ", "-"), value, step)
 
     try:
         yield log
     finally:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edgestitch import MismatchError, load_family
 from edgestitch.catalog import overview, shipped_complexity
-from edgestitch.complexity import above_line
+from edgestitch.complexity import AtomComplexity, Complexity, above_line
 
 
 @pytest.fixture(scope="module")
@@ -18,19 +18,65 @@ def deit():
     return family, complexity
 
 
+@pytest.fixture(scope="module")
+def both_ways():
+    family = load_family("deit3-s-b")
+    complexity = shipped_complexity(family)
+    assert complexity is not None
+    return family, complexity
+
+
+@pytest.mark.parametrize("name", ["deit", "both_ways"])
 @given(slope=st.floats(-5, 5), offset=st.floats(-50, 50))
-def test_what_lies_on_a_line_is_not_above_it(deit, slope, offset):
-    family, complexity = deit
+def test_what_lies_on_a_line_is_not_above_it(request, name, slope, offset):
+    family, complexity = request.getfixturevalue(name)
     top1 = {t.name: offset + slope * complexity.gmacs(family, t) for t in family.topologies}
     assert all(abs(p) < 1e-9 * 100 for p in above_line(family, complexity, top1).values())
 
 
-def test_only_stitched_topologies_are_above_or_below(deit):
-    family, complexity = deit
+@pytest.mark.parametrize("name", ["deit", "both_ways"])
+def test_only_stitched_topologies_are_above_or_below(request, name):
+    family, complexity = request.getfixturevalue(name)
     top1 = {t.name: 50.0 for t in family.topologies}
-    assert set(above_line(family, complexity, top1)) == {
-        t.name for t in family.topologies if len(t.runs) == 2
+    stitched = {t.name for t in family.topologies} - {
+        family.whole(a.name).name for a in family.anchors
     }
+    assert set(above_line(family, complexity, top1)) == stitched
+
+
+@pytest.mark.parametrize(
+    "name", ["s:0:4+b:4:12", "b:0:4+s:4:12", "s:0:4+b:4:8+s:8:12", "b:0:4+s:4:8+b:8:12"]
+)
+def test_there_and_back_the_line_is_between_the_two_anchors(both_ways, name):
+    family, complexity = both_ways
+    x, low, high = (complexity.gmacs(family, t) for t in (name, "s:0:12", "b:0:12"))
+    top1 = {t.name: 81.0 for t in family.topologies} | {"s:0:12": 80.0, "b:0:12": 84.0}
+    expected = 81.0 - (80.0 + 4.0 * (x - low) / (high - low))
+    assert above_line(family, complexity, top1)[name] == pytest.approx(expected)
+
+
+def test_through_three_anchors_the_line_is_between_the_outer_two(deit):
+    family, _ = deit
+    chains = msgspec.structs.replace(
+        family, stitching=msgspec.structs.replace(family.stitching, nearest=False)
+    )
+    cost = {"ti": 1, "s": 4, "b": 10}
+    atoms = {
+        atom: AtomComplexity(macs=cost[atom.partition(":")[0]] * 10**9, params=0)
+        for topology in chains.topologies
+        for atom in chains.atoms(topology)
+    }
+    complexity = Complexity(family=chains.name, family_digest=chains.digest, atoms=atoms)
+    long = next(t for t in chains.topologies if len(t.runs) == 3)
+    # The anchor between lies far above the line: only the outer two count.
+    top1 = {t.name: 75.0 for t in chains.topologies} | {
+        "ti:0:12": 72.0,
+        "s:0:12": 99.0,
+        "b:0:12": 82.0,
+    }
+    x, low, high = (complexity.gmacs(chains, t) for t in (long, "ti:0:12", "b:0:12"))
+    expected = 75.0 - (72.0 + 10.0 * (x - low) / (high - low))
+    assert above_line(chains, complexity, top1)[long.name] == pytest.approx(expected)
 
 
 def test_the_complexity_of_another_family_is_refused_with_both(deit):

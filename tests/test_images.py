@@ -27,6 +27,7 @@ from edgestitch.evaluate import evaluate
 from edgestitch.images import (
     ArraySource,
     FolderSource,
+    Selection,
     Shape,
     Skipped,
     Source,
@@ -34,6 +35,7 @@ from edgestitch.images import (
     batches,
     broken_rows,
     evaluation_images,
+    held_out,
     open_source,
     random_resized_crop,
 )
@@ -849,3 +851,44 @@ def test_the_verb_judges_by_a_folder_and_says_what_it_left_out(colour_family, cl
     done = CliRunner().invoke(cli, arguments)
     assert done.exit_code == 1
     assert "give a folder with one folder of images for each of its 3 classes" in done.stderr
+
+
+# --- selections ------------------------------------------------------------------------------
+
+
+def numbered(number: int, *, labelled: bool = True) -> ArraySource:
+    images = np.arange(number, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    labels = np.arange(number) if labelled else np.full(number, -1)
+    return ArraySource(LabelledImages(images, labels))
+
+
+@given(st.integers(2, 60), st.integers(2, 12), st.booleans())
+def test_what_is_held_out_and_what_is_left_are_the_whole(number, every, labelled):
+    train, test = held_out(numbered(number, labelled=labelled), every=every)
+    seen = [part.load(range(len(part)))[0].flatten().tolist() for part in (train, test)]
+    assert sorted(seen[0] + seen[1]) == list(range(number))
+    assert len(test) == -(-number // every)
+    assert train.labelled == test.labelled == labelled
+    assert train.digest != test.digest
+
+
+def test_frames_are_judged_by_the_last_ones():
+    train, test = held_out(numbered(30, labelled=False))
+    assert test.load(range(len(test)))[0].flatten().tolist() == [27, 28, 29]
+    assert len(train) == 27
+
+
+def test_one_image_cannot_be_divided():
+    with pytest.raises(ArtifactError, match="1 image is too few"):
+        held_out(numbered(1))
+
+
+def test_a_selection_names_its_own_broken_rows(tmp_path):
+    for index in range(6):
+        put(tmp_path / f"{index}.png", encoded(index))
+    (tmp_path / "3.png").write_text("no picture")
+    source = FolderSource(tmp_path, (3, 8, 8), labelled=False)
+    selection = Selection(source, [1, 3, 5])
+    selection.load([0, 1, 2])
+    assert [(skipped.path, skipped.row) for skipped in selection.skipped] == [("3.png", 1)]
+    assert Selection(source, [0, 2]).load([0, 1])[0].shape == (2, 3, 8, 8)

@@ -89,25 +89,27 @@ def renamed(model: nn.Module) -> State:
 
 def test_a_file_with_timms_names_is_the_model_again(model, fresh, write):
     path = write(model.state_dict())
-    source = load_weights(fresh, path, ANCHOR)
+    source = load_weights(fresh, path, "anchor a")
     assert same(fresh, model)
     assert source == Weights(file="weights.pth", digest=sha256(read(path)), matched="names")
 
 
 def test_safetensors_do_as_well(model, fresh, tmp_path):
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    assert load_weights(fresh, tmp_path / "weights.safetensors", ANCHOR).matched == "names"
+    assert load_weights(fresh, tmp_path / "weights.safetensors", "anchor a").matched == "names"
     assert same(fresh, model)
 
 
 def test_half_precision_becomes_the_models_own(model, fresh, write):
-    load_weights(fresh, write({name: t.half() for name, t in model.state_dict().items()}), ANCHOR)
+    load_weights(
+        fresh, write({name: t.half() for name, t in model.state_dict().items()}), "anchor a"
+    )
     assert {tensor.dtype for tensor in fresh.parameters()} == {torch.float32}
 
 
 def test_what_batch_normalisation_counted_may_be_missing(model, fresh, write):
     state = {n: t for n, t in model.state_dict().items() if not n.endswith("_tracked")}
-    assert load_weights(fresh, write(state), ANCHOR).matched == "names"
+    assert load_weights(fresh, write(state), "anchor a").matched == "names"
     assert same(fresh, model, but="num_batches_tracked")
 
 
@@ -115,13 +117,13 @@ def test_what_batch_normalisation_counted_may_be_missing(model, fresh, write):
 
 
 def test_a_file_with_other_names_is_matched_by_order(model, fresh, write):
-    assert load_weights(fresh, write(renamed(model)), ANCHOR).matched == "order"
+    assert load_weights(fresh, write(renamed(model)), "anchor a").matched == "order"
     assert same(fresh, model, but="num_batches_tracked")
 
 
 def test_the_order_is_found_without_what_batch_normalisation_counted(model, fresh, write):
     state = {n: t for n, t in renamed(model).items() if not n.endswith("_tracked")}
-    assert load_weights(fresh, write(state), ANCHOR).matched == "order"
+    assert load_weights(fresh, write(state), "anchor a").matched == "order"
     assert same(fresh, model, but="num_batches_tracked")
 
 
@@ -161,14 +163,14 @@ def swapped(state: State) -> State:
 def test_anything_that_disagrees_ends_the_matching_by_order(model, fresh, write, change):
     before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
     with pytest.raises(ArtifactError, match="does not fit anchor a"):
-        load_weights(fresh, write(change(renamed(model))), ANCHOR)
+        load_weights(fresh, write(change(renamed(model))), "anchor a")
     assert all(torch.equal(before[n], t) for n, t in fresh.state_dict().items())
 
 
 def test_safetensors_have_no_order_to_match_by(model, fresh, tmp_path):
     save_file(renamed(model), tmp_path / "weights.bin")
     with pytest.raises(ArtifactError, match="tensors are missing"):
-        load_weights(fresh, tmp_path / "weights.bin", ANCHOR)
+        load_weights(fresh, tmp_path / "weights.bin", "anchor a")
 
 
 # --- what does not fit -----------------------------------------------------------------------
@@ -181,7 +183,7 @@ def test_every_difference_is_counted_and_the_first_are_listed(model, fresh, writ
         state[f"other.{name}"] = state.pop(name)
     state["conv_stem.weight"] = torch.zeros(7, 3)
     with pytest.raises(ArtifactError) as caught:
-        load_weights(fresh, write(state), ANCHOR)
+        load_weights(fresh, write(state), "anchor a")
     message = str(caught.value)
     assert len(weights) > 10
     assert f"{len(weights)} tensors are missing (bn1.running_var [" in message
@@ -190,19 +192,18 @@ def test_every_difference_is_counted_and_the_first_are_listed(model, fresh, writ
     own = list(model.state_dict()["conv_stem.weight"].shape)
     assert f"1 have another shape (conv_stem.weight [7, 3] not {own})" in message
     assert "weights.pth" in message
-    assert "test_efficientnet" in message
 
 
 def test_another_number_of_classes_is_named_as_such(fresh, write):
     other = timm.create_model("test_efficientnet", num_classes=21).state_dict()
     with pytest.raises(ArtifactError, match="its classifier classifier has 21 classes, not 5"):
-        load_weights(fresh, write(other), ANCHOR)
+        load_weights(fresh, write(other), "anchor a")
 
 
 def test_whole_numbers_are_no_weights(model, fresh, write):
     state = {**model.state_dict(), "bn1.weight": model.state_dict()["bn1.weight"].to(torch.int8)}
     with pytest.raises(ArtifactError, match=r"1 have another type \(bn1.weight torch.int8\)"):
-        load_weights(fresh, write(state), ANCHOR)
+        load_weights(fresh, write(state), "anchor a")
 
 
 # --- families --------------------------------------------------------------------------------
