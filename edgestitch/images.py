@@ -205,7 +205,7 @@ class Selection:
         return hashlib.sha256(self.source.digest.encode() + self.rows.tobytes()).hexdigest()
 
     def load(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-        loaded = self.source.load(self.rows[_checked(rows, len(self))])  # type: ignore[arg-type]
+        loaded = self.source.load(self.rows[_checked(rows, len(self))])
         known = broken_rows(self)
         for skipped in self.source.skipped:
             place = None if skipped.row is None else self._places.get(skipped.row)

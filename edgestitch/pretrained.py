@@ -68,7 +68,7 @@ def build_teacher(model: str, family: Family, path: Path | None = None) -> nn.Mo
         ValueError: timm has no such model, or it refuses the family's classes.
     """
     channels, *_ = family.input_shape
-    options = {"in_chans": channels, "num_classes": family.num_classes}
+    options: dict[str, Any] = {"in_chans": channels, "num_classes": family.num_classes}
     try:
         teacher: nn.Module = timm.create_model(model, pretrained=path is None, **options)
     except (RuntimeError, TypeError, AssertionError) as error:

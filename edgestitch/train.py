@@ -309,7 +309,9 @@ def _add_gradients(module: nn.Module, workers: Workers) -> None:
     gradients = [p.grad for p in members if p.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     workers.add([flat])
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    for gradient, part in zip(
+        gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True
+    ):
         gradient.copy_(part.view_as(gradient))
 
 
