@@ -7,7 +7,6 @@ page          the page and its pictures, from what the others recorded
 
 import argparse
 import platform
-import tempfile
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -26,7 +25,7 @@ from edgestitch import __version__, load_family
 from edgestitch.accuracy import wilson
 from edgestitch.artifact import Value, load
 from edgestitch.batchnorm import has_batchnorm, reestimated
-from edgestitch.calibrate import Calibration, Splits, calibrate, distilled, load_splits
+from edgestitch.calibrate import Calibration, Splits, distilled, initialize, load_splits
 from edgestitch.catalog import shipped_network
 from edgestitch.complexity import above_line
 from edgestitch.data import preprocess
@@ -89,48 +88,74 @@ def measure(name: str, splits: Splits, networks: Path) -> Measured:
     network = load_network(made / f"{name}.safetensors", family=recipe.family)
     assert calibration.network == network.digest
     assert calibration.data == splits.test.digest
-    shared = sum(len(stitches) > 1 for stitches in recipe.family.stitches.values())
-    joint = initialized(recipe, "joint", splits, folder / "work")
-    reference = initialized(recipe, "reference", splits, folder / "work") if shared else joint
+    layers = {name for name, stitches in recipe.family.stitches.items() if len(stitches) > 1}
+    shared = [t.name for t in recipe.family.topologies if layers & set(recipe.family.atoms(t))]
+    solved = least_squares(recipe, shared, splits, folder / "work") if shared else {}
     own = own_batchnorm(network, splits) if has_batchnorm(network) else {}
     complexity = count(network)
     rows = []
     for step in calibration.steps:
         assert step.finetuned is not None
+        both = solved.get(step.topology, {})
         rows.append(
             Reached(
                 topology=step.topology,
                 mmacs=1e3 * complexity.gmacs(recipe.family, step.topology),
                 params=complexity.params(recipe.family, step.topology),
                 alone=step.alone,
-                joint=joint[step.topology],
-                reference=reference[step.topology],
+                joint=both.get("joint", step.initialized),
+                reference=both.get("reference", step.initialized),
                 finetuned=step.finetuned,
                 own_batchnorm=own.get(step.topology),
             )
         )
+    recorded = {step.topology: step.initialized for step in calibration.steps}
     return Measured(
         family=name,
         network=network.digest,
         num_images=len(splits.test),
-        shared_layers=shared,
+        shared_layers=len(layers),
         layers=len(recipe.family.stitches),
-        repeated=max(abs(joint[s.topology] - s.initialized) for s in calibration.steps),
+        repeated=max((abs(solved[n]["joint"] - recorded[n]) for n in shared), default=0.0),
         rows=tuple(rows),
     )
 
 
-def initialized(recipe: Recipe, mode: str, splits: Splits, work: Path) -> dict[str, float]:
-    """Top-1 with nothing trained after the anchors, whose checkpoints are in `work`."""
-    settings = msgspec.structs.replace(recipe.initialize, mode=mode)
-    untrained = msgspec.structs.replace(recipe, initialize=settings, finetune=None)
-    for anchor in recipe.anchors:
-        if not (work / f"anchor-{anchor}.safetensors").is_file():
-            raise SystemExit(f"{recipe.family.name}: no checkpoint of anchor {anchor} in its work")
-    with tempfile.TemporaryDirectory(prefix="edgestitch-bench-") as folder:
-        out = Path(folder) / "network.safetensors"
-        reached = calibrate(untrained, splits, work, out, device="cpu", progress=tell)
-    return {step.topology: step.initialized for step in reached.steps}
+def least_squares(
+    recipe: Recipe, topologies: list[str], splits: Splits, work: Path
+) -> dict[str, dict[str, float]]:
+    """Top-1 with nothing trained after the anchors, whose checkpoints are in `work`, by mode."""
+    family = recipe.family
+    torch.manual_seed(recipe.seed)
+    network = build_network(family)
+    trainer = Trainer(
+        family=family,
+        source=splits.train,
+        seed=recipe.seed,
+        work=work,
+        device=torch.device("cpu"),
+        progress=tell,
+    )
+    for name, training in recipe.anchors.items():
+        if not (work / f"anchor-{name}.safetensors").is_file():
+            raise SystemExit(f"{family.name}: no checkpoint of anchor {name} in its work")
+        # Finished, so it is loaded and no step is taken.
+        anchor = network.assemble(family.whole(name))
+        trainer.fit(anchor, _no_step, training, f"anchor {name}", {"training": training})
+    found: dict[str, dict[str, float]] = {name: {} for name in topologies}
+    for mode in ("joint", "reference"):
+        number = recipe.initialize.images
+        inputs = (images for images, _ in normalized(splits.train, family, number))
+        tell(f"{family.name}: least squares, {mode}", 0, 1)
+        initialize(network, inputs, number, mode)
+        correct = count_correct(network, topologies, splits.test)
+        for name, hits in correct.items():
+            found[name][mode] = 100 * hits / len(splits.test)
+    return found
+
+
+def _no_step(images: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
+    raise SystemExit("the checkpoints of the anchors are not of finished trainings")
 
 
 def own_batchnorm(network: StitchNetwork, splits: Splits) -> dict[str, float]:
@@ -262,6 +287,7 @@ def draw(found: Measured, baselines: list[Baseline], path: Path) -> str:
     stars = sorted((r for r in found.rows if r.topology in whole), key=lambda r: r.mmacs)
     dots = [r for r in found.rows if r.topology not in whole]
     shown = [r.finetuned for r in found.rows] + [b.top1 for b in baselines]
+    shown += [r.alone for r in stars if r.alone is not None]
     low, high = min(shown), max(shown)
     span = max(high - low, 1.0)
     bottom, top = low - 0.15 * span, high + 0.25 * span
@@ -271,7 +297,7 @@ def draw(found: Measured, baselines: list[Baseline], path: Path) -> str:
     else:
         faint = []
 
-    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
     axes.plot(
         [r.mmacs for r in stars],
         [r.finetuned for r in stars],
@@ -298,6 +324,16 @@ def draw(found: Measured, baselines: list[Baseline], path: Path) -> str:
         markersize=4.5,
         zorder=3,
         label="stitched, fine-tuned",
+    )
+    axes.plot(
+        [r.mmacs for r in stars],
+        [r.alone for r in stars],
+        "*",
+        color="#c0392b",
+        markersize=12,
+        markerfacecolor="none",
+        zorder=4,
+        label="anchor, alone",
     )
     axes.plot(
         [r.mmacs for r in stars],
@@ -351,7 +387,7 @@ def draw(found: Measured, baselines: list[Baseline], path: Path) -> str:
     axes.set_title(found.family)
     axes.grid(color="#eeeeee")
     axes.set_axisbelow(True)
-    axes.legend(fontsize=7.5, loc="best", framealpha=0.9)
+    figure.legend(fontsize=7.5, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, format="svg", metadata={"Date": None})
     plt.close(figure)
     text = path.read_text()
@@ -436,62 +472,70 @@ def section(found: Measured, baselines: list[Baseline], picture: Path) -> list[s
             f"less than it says; what counts is how many topologies beat `{cheap.topology}`.",
         ]
     if both:
-        stitched_rows = [r for r in found.rows if r.topology in total.above]
+        sharing = [r for r in found.rows if r.joint != r.reference]
         joint, reference = (
-            sum(getattr(r, mode) for r in stitched_rows) / len(stitched_rows)
-            for mode in ("joint", "reference")
+            sum(getattr(r, mode) for r in sharing) / len(sharing) for mode in ("joint", "reference")
+        )
+        again = (
+            "; `joint`, done again from the anchors, is what the calibration recorded"
+            if found.repeated < 0.005
+            else f"; `joint`, done again from the anchors, differs by up to {found.repeated:.2f} "
+            "points from what the calibration recorded"
         )
         lines += [
             "",
             f"Least squares: {found.shared_layers} of {found.layers} layers are shared by several "
-            f"stitches; on average `joint` reaches {joint:.2f} %, `reference` {reference:.2f} %.",
+            f"stitches. Over the {len(sharing)} topologies where the two solves differ, `joint` "
+            f"reaches {joint:.2f} % on average, `reference` {reference:.2f} %{again}.",
         ]
     else:
         lines += [
             "",
             "Least squares: every layer serves one stitch, so `joint` and `reference` are the same.",
         ]
-    repeated = (
-        "the calibration recorded the same numbers"
-        if found.repeated < 0.005
-        else f"the calibration recorded what differs by {found.repeated:.2f} points at most"
-    )
-    return [
-        *lines[:-1],
-        f"{lines[-1]} Done again from the anchors; {repeated}.",
-        "",
-        *table(head, rows),
-        "",
-    ]
+    return [*lines, "", *table(head, rows), ""]
 
 
 def batchnorm_section(measured: list[Measured]) -> list[str]:
-    lines = [
+    rows, notes = [], []
+    for found in measured:
+        gains = {
+            r.topology: r.own_batchnorm - r.finetuned
+            for r in found.rows
+            if r.own_batchnorm is not None
+        }
+        if not gains:
+            continue
+        rows += [
+            [
+                found.family,
+                f"`{r.topology}`",
+                "" if r.alone is None else f"{r.alone:.2f}",
+                f"{r.finetuned:.2f}",
+                f"{r.own_batchnorm:.2f}",
+                f"{gains[r.topology]:+.2f}",
+            ]
+            for r in found.rows
+        ]
+        own = tuple(msgspec.structs.replace(r, finetuned=r.own_batchnorm) for r in found.rows)
+        before, after = summary(found), summary(msgspec.structs.replace(found, rows=own))
+        notes.append(
+            f"{found.family}: {sum(gains.values()) / len(gains):+.2f} points on average, "
+            f"{min(gains.values()):+.2f} to {max(gains.values()):+.2f}; the largest loss of an "
+            f"anchor goes from {before.loss:+.2f} to {after.loss:+.2f}, the mean above the line "
+            f"between anchors alone from {before.mean_alone:+.2f} to {after.mean_alone:+.2f}."
+        )
+    columns = ["family", "topology", "alone", "shared statistics", "its own", "gain"]
+    return [
         "## BatchNorm",
         "",
-        f"Top-1 with the network's shared running statistics, and with those of {BATCHNORM_IMAGES:,} "
-        f"training images in batches of {BATCH} estimated for the topology alone "
-        "(`batchnorm.reestimated`); weights are the same.",
+        "Top-1 of the fine-tuned network with its shared running statistics, and with those of "
+        f"{BATCHNORM_IMAGES:,} training images in batches of {BATCH} estimated for the topology alone "
+        "(`batchnorm.reestimated`); weights are the same. " + " ".join(notes),
+        "",
+        *table(columns, rows),
         "",
     ]
-    rows = []
-    for found in measured:
-        gains = []
-        for r in found.rows:
-            if r.own_batchnorm is not None:
-                gains.append(r.own_batchnorm - r.finetuned)
-                rows.append(
-                    [
-                        found.family,
-                        f"`{r.topology}`",
-                        f"{r.finetuned:.2f}",
-                        f"{r.own_batchnorm:.2f}",
-                        f"{gains[-1]:+.2f}",
-                    ]
-                )
-        if gains:
-            rows.append([found.family, "mean", "", "", f"**{sum(gains) / len(gains):+.2f}**"])
-    return [*lines, *table(["family", "topology", "shared", "its own", "gain"], rows), ""]
 
 
 def baseline_section(found: list[Baseline], vit: Measured) -> list[str]:

@@ -33,3 +33,10 @@ def reestimated(network: nn.Module, batches: Iterable[Tensor]) -> nn.Module:
         for images in batches:
             own(images)
     return own.eval()
+
+
+def freeze_statistics(network: nn.Module) -> None:
+    """Makes BatchNorm layers normalise by their running statistics, until `train` is called again."""
+    for part in network.modules():
+        if isinstance(part, _BatchNorm):
+            part.eval()

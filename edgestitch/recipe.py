@@ -36,6 +36,9 @@ class Training(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Of the forward pass; weights and optimiser stay in fp32 (automatic mixed precision)."""
     ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     """Decay of an average of the weights, which takes their place at the end; 0 keeps none."""
+    frozen_statistics: bool = False
+    """Whether BatchNorm keeps its running statistics and normalises by them: for few images, small
+    batches."""
     label_smoothing: Share = 0.0
     crop: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     """Smallest share of an image's area that a random crop keeps; 1 takes it whole."""

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .artifact import Value, load_tensors, save_tensors, sha256
 from .augment import augment, mix
+from .batchnorm import freeze_statistics
 from .data import preprocess
 from .distributed import ALONE, Workers
 from .errors import MismatchError
@@ -86,6 +87,8 @@ class Trainer:
         saved = time.monotonic()
         while epoch < training.epochs:
             module.train()
+            if training.frozen_statistics:
+                freeze_statistics(module)
             for pixels_and_labels in self._steps(stage, epoch, step, num_steps, shards, size):
                 self.progress(stage, epoch * num_steps + step, training.epochs * num_steps)
                 rate = learning_rate(training, epoch + step / num_steps)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from edgestitch.batchnorm import has_batchnorm, reestimated
+from edgestitch.batchnorm import freeze_statistics, has_batchnorm, reestimated
 
 
 def network() -> nn.Sequential:
@@ -49,3 +49,13 @@ def test_the_original_stays_and_parameters_are_shared():
 def test_a_network_without_batchnorm_says_so():
     assert has_batchnorm(network())
     assert not has_batchnorm(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
+
+
+def test_frozen_statistics_stay_while_parameters_are_trained():
+    net = network().train()
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    freeze_statistics(net)
+    net(images(8)[0]).square().mean().backward()
+    torch.testing.assert_close(dict(net.named_buffers()), before)
+    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert net.train()[1].training
