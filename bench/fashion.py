@@ -472,21 +472,29 @@ def section(found: Measured, baselines: list[Baseline], picture: Path) -> list[s
             f"less than it says; what counts is how many topologies beat `{cheap.topology}`.",
         ]
     if both:
-        sharing = [r for r in found.rows if r.joint != r.reference]
-        joint, reference = (
-            sum(getattr(r, mode) for r in sharing) / len(sharing) for mode in ("joint", "reference")
-        )
         again = (
-            "; `joint`, done again from the anchors, is what the calibration recorded"
+            "`joint`, done again from the anchors, is what the calibration recorded"
             if found.repeated < 0.005
-            else f"; `joint`, done again from the anchors, differs by up to {found.repeated:.2f} "
+            else f"`joint`, done again from the anchors, differs by up to {found.repeated:.2f} "
             "points from what the calibration recorded"
+        )
+        sharing = [r for r in found.rows if r.joint != r.reference]
+        means = {
+            mode: sum(getattr(r, mode) for r in sharing) / max(1, len(sharing))
+            for mode in ("joint", "reference")
+        }
+        differ = (
+            f"Over the {len(sharing)} topologies where the two solves differ, `joint` reaches "
+            f"{means['joint']:.2f} % on average, `reference` {means['reference']:.2f} %"
+            if sharing
+            else "Those start from the same features, and then the mean of the solutions is the "
+            "joint solution"
         )
         lines += [
             "",
-            f"Least squares: {found.shared_layers} of {found.layers} layers are shared by several "
-            f"stitches. Over the {len(sharing)} topologies where the two solves differ, `joint` "
-            f"reaches {joint:.2f} % on average, `reference` {reference:.2f} %{again}.",
+            f"Least squares: {found.shared_layers} of {found.layers} layers "
+            f"{'is' if found.shared_layers == 1 else 'are'} shared by several stitches. {differ}; "
+            f"{again}.",
         ]
     else:
         lines += [
@@ -575,7 +583,9 @@ def page(measured: list[Measured], baselines: list[Baseline], missing: list[str]
         "network share its images and its seed. One calibration of each family, one seed.",
         "Mean above the line: "
         + ", ".join(f"{name} {total.mean:+.2f}" for name, total in totals.items())
-        + " points; largest loss of an anchor: "
+        + " points; above the line between the anchors as they were alone: "
+        + ", ".join(f"{name} {total.mean_alone:+.2f}" for name, total in totals.items())
+        + "; largest loss of an anchor: "
         + ", ".join(f"{name} {total.loss:+.2f}" for name, total in totals.items())
         + ".",
     ]

@@ -25,7 +25,7 @@ from .data import LabelledImages, fashion_mnist, preprocess, toy_images
 from .distributed import ALONE, Workers, local_device, workers
 from .evaluate import count_correct
 from .family import Family
-from .images import ArraySource, Source, batches, held_out, open_source
+from .images import ArraySource, Source, batches, broken_rows, held_out, open_source
 from .network import StitchNetwork, count, join, save_network
 from .pretrained import Weights, build_anchors, build_teacher
 from .progress import Log, Progress, silent, unlogged
@@ -398,12 +398,19 @@ class _Session:
                 progress=progress,
                 workers=self.workers,
             )
-            total = len(self.splits.test)
+            total = self.num_good(self.splits.test)
             shares = {name: 100 * hits / total for name, hits in correct.items()}
             self.log(stage, 0, shares)
             return shares
 
         return judge
+
+    def num_good(self, source: Source) -> int:
+        """Images of a source but for the broken ones, which any process may have met."""
+        broken = torch.zeros(len(source), device=self.trainer.device)
+        broken[list(broken_rows(source))] = 1
+        self.workers.add([broken])
+        return len(source) - int((broken > 0).sum())
 
     def train_anchor(self, network: StitchNetwork, name: str, training: Training) -> None:
         anchor = network.assemble(self.family.whole(name))

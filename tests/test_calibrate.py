@@ -200,7 +200,7 @@ def test_checkpoints_of_another_recipe_are_refused_by_name(run_again, recipe, ch
 
 
 def test_checkpoints_of_other_images_are_refused(run_again, splits):
-    with pytest.raises(MismatchError, match=r"checkpoint of another recipe, seed or data set"):
+    with pytest.raises(MismatchError, match=r"checkpoint of another recipe, seed, data set"):
         run_again(splits=Splits(ArraySource(toy_images(96, seed=7)), splits.test))
 
 
