@@ -1,6 +1,7 @@
 """Options of training: each does what it says, and a kill on the way changes nothing."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_a_moving_average_lies_between_where_it_began_and_the_last_weights(toy_n
 
 def test_training_that_diverges_is_refused_with_what_to_change(splits, tmp_path):
     with pytest.raises(
-        ValueError, match="anchor a diverged at step .* lower learning_rate, or set"
+        ValueError, match=r"anchor a diverged at step .* lower learning_rate, or set"
     ):
         run(
             replace(
@@ -175,7 +176,7 @@ def test_groups_divide_all_topologies_by_cost(name, gap):
     )
     costs = [[complexity.gmacs(family, family.topologies[i]) for i in group] for group in found]
     assert all(max(group) - group[0] <= gap for group in costs)
-    assert all(b[0] - a[0] > gap for a, b in zip(costs, costs[1:], strict=False))
+    assert all(b[0] - a[0] > gap for a, b in pairwise(costs))
 
 
 def test_groups_of_sn_netv2_are_the_authors():
@@ -195,7 +196,7 @@ def unlabelled(number: int, seed: int) -> ArraySource:
 
 def test_without_labels_the_largest_anchor_teaches_and_judges(tmp_path):
     recipe = toy_recipe(epochs=4)
-    files = {}
+    files: dict[str, Path] = {}
     for anchor in recipe.family.anchors:
         torch.manual_seed(len(files))
         files[anchor.name] = tmp_path / f"{anchor.name}.pth"
@@ -227,7 +228,10 @@ def test_what_needs_labels_is_refused_without(change, tmp_path):
 
 def tiny_resnets() -> Family:
     def resnet(name: str, width: int) -> Anchor:
-        options = {"layers": (1, 2, 1, 1), "channels": (width, width, width, 2 * width)}
+        options: dict[str, Any] = {
+            "layers": (1, 2, 1, 1),
+            "channels": (width, width, width, 2 * width),
+        }
         return Anchor(name=name, model="resnet18", depth=5, stages=(1, 2, 1, 1), options=options)
 
     return Family(
