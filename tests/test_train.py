@@ -28,6 +28,7 @@ from edgestitch.calibrate import (
 )
 from edgestitch.catalog import shipped_complexity
 from edgestitch.data import LabelledImages, toy_images
+from edgestitch.distributed import ALONE
 from edgestitch.family import Anchor, Family, Stitching
 from edgestitch.images import ArraySource
 from edgestitch.network import load_network
@@ -132,7 +133,7 @@ def test_a_moving_average_lies_between_where_it_began_and_the_last_weights(toy_n
         state = train._State(layer, Training(epochs=1, ema=ema), torch.device("cpu"))
         for _ in range(5):
             losses = iter([layer(torch.ones(1, 2)).square().sum()])
-            state.step(0.1, losses, train.ALONE)
+            state.step(0.1, losses, ALONE)
         state.finish()
         return layer.weight.detach().clone()
 
