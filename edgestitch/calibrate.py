@@ -210,9 +210,13 @@ def initialize(
     `joint` solves one problem over all stitches that share a layer; `reference` takes the mean of
     their solutions, as the authors' code does. Memory does not grow with the number of images.
     """
-    problems: dict[str, list[LeastSquares]] = {}
     network.eval()
-    with torch.inference_mode():
+    # From nothing, since a process may have no share of few images.
+    problems = {
+        layer: [_no_rows(network.atoms[layer]) for _ in stitches]
+        for layer, stitches in network.family.stitches.items()
+    }
+    with torch.no_grad():
         for batch in _first(images, num_images):
             features = {a.name: _features(network, a.name, batch) for a in network.family.anchors}
             for layer, stitches in network.family.stitches.items():
@@ -223,8 +227,7 @@ def initialize(
                     )
                     for s in stitches
                 ]
-                old = problems.get(layer)
-                problems[layer] = [a + b for a, b in zip(old, new, strict=True)] if old else new
+                problems[layer] = [a + b for a, b in zip(problems[layer], new, strict=True)]
     workers.add(tensor for parts in problems.values() for part in parts for tensor in part.tensors)
     with torch.no_grad():
         for name, parts in problems.items():
@@ -236,6 +239,15 @@ def initialize(
             assert isinstance(stitching_layer, StitchingLayer)
             stitching_layer.weight.copy_(torch.stack([w for w, _ in solutions]).mean(0))
             stitching_layer.bias.copy_(torch.stack([b for _, b in solutions]).mean(0))
+
+
+def _no_rows(layer: nn.Module) -> LeastSquares:
+    assert isinstance(layer, StitchingLayer)
+    none = (
+        layer.weight.new_empty(0, layer.in_features),
+        layer.weight.new_empty(0, layer.out_features),
+    )
+    return LeastSquares.over(*none)
 
 
 def _features(network: StitchNetwork, anchor: str, images: Tensor) -> list[Tensor]:
@@ -273,21 +285,26 @@ def groups(family: Family, complexity: Complexity, gap_gmacs: float) -> list[lis
 class LowRank(nn.Module):
     """A weight as what it was plus a product of rank r, `B @ A / r` (Hu et al. 2022; SN-Netv2)."""
 
-    def __init__(self, width: int, back_width: int, rank: int) -> None:
+    def __init__(self, width: int, back_width: int, rank: int, random: torch.Generator) -> None:
         super().__init__()
         self.a = nn.Parameter(torch.empty(rank, width))
         self.b = nn.Parameter(torch.zeros(back_width, rank))
-        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5), generator=random)
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + self.b @ self.a / len(self.a)
 
 
-def make_low_rank(network: StitchNetwork, rank: int) -> None:
-    """Freezes the stitching layers' weights and adds what is trained in their place."""
+def make_low_rank(network: StitchNetwork, rank: int, seed: int = 0) -> None:
+    """Freezes the stitching layers' weights and adds what is trained in their place.
+
+    Drawn from the seed alone: torch's own state depends on what a process trained before.
+    """
+    random = torch.Generator().manual_seed(seed)
     for layer in _stitching_layers(network):
         layer.weight.requires_grad_(False)
-        change = LowRank(layer.in_features, layer.out_features, rank).to(layer.weight.device)
+        change = LowRank(layer.in_features, layer.out_features, rank, random)
+        change = change.to(layer.weight.device)
         parametrize.register_parametrization(layer, "weight", change)
 
 
@@ -349,7 +366,7 @@ class _Session:
             recipe=recipe_digest,
             data=self.splits.test.digest,
             judged_by="labels" if self.splits.test.labelled else self.largest,
-            skipped=len(self.splits.train.skipped) + len(self.splits.test.skipped),
+            skipped=self.num_skipped(self.splits.train) + self.num_skipped(self.splits.test),
             weights=dict(self.weights),
             steps=tuple(
                 Step(
@@ -412,6 +429,11 @@ class _Session:
         self.workers.add([broken])
         return len(source) - int((broken > 0).sum())
 
+    def num_skipped(self, source: Source) -> int:
+        """Broken images that any process met, and what was left out without a row, as all know."""
+        rowless = sum(skipped.row is None for skipped in source.skipped)
+        return len(source) - self.num_good(source) + rowless
+
     def train_anchor(self, network: StitchNetwork, name: str, training: Training) -> None:
         anchor = network.assemble(self.family.whole(name))
         self.require_labels(f"training anchor {name}")
@@ -433,7 +455,7 @@ class _Session:
         teacher = self.teacher(network, training)
         draw = self.sampler(training, complexity)
         if training.rank:
-            make_low_rank(network, training.rank)
+            make_low_rank(network, training.rank, self.recipe.seed)
 
         def loss(images: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
             student = network.assemble(draw(random))

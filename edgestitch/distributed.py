@@ -31,6 +31,14 @@ class Workers:
             for tensor in tensors:
                 distributed.all_reduce(tensor)
 
+    def any(self, here: bool, device: torch.device) -> bool:
+        """Whether it is so in one process at least; every process gets the same answer."""
+        if self.size == 1:
+            return here
+        count = torch.tensor(int(here), device=device)
+        self.add([count])
+        return bool(count)
+
     def wait(self) -> None:
         """Returns when every process has come here."""
         if self.size > 1:

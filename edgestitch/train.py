@@ -100,7 +100,9 @@ class Trainer:
                 step += 1
                 if step % LOG_STEPS == 0 or step == num_steps:
                     self._report(stage, epoch * num_steps + step, total, rate)
-                if step < num_steps and time.monotonic() - saved > CHECKPOINT_S:
+                late = time.monotonic() - saved > CHECKPOINT_S
+                # No two clocks agree, but all processes must save at the same step.
+                if step < num_steps and self.workers.any(late, self.device):
                     self._save(state, path, key, epoch, step)
                     saved = time.monotonic()
             epoch, step = epoch + 1, 0
@@ -213,12 +215,13 @@ class _State:
         return total
 
     def average_buffers(self, workers: Workers) -> None:
-        """Makes running statistics the mean over all processes."""
+        """Makes running statistics, those of averaged weights too, the mean over all processes."""
         if workers.size > 1:
-            buffers = [b for b in self.module.buffers() if b.is_floating_point()]
+            modules = [self.module] if self.average is None else [self.module, self.average.module]
+            buffers = [b for m in modules for b in m.buffers() if b.dtype != torch.bool]
             workers.add(buffers)
             for buffer in buffers:
-                buffer /= workers.size
+                buffer.copy_(buffer / workers.size)  # counters are whole: rounded down
 
     def finish(self) -> None:
         """Puts the averaged weights in the place of the last ones."""

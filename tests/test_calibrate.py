@@ -1,31 +1,54 @@
 """From a recipe to weights, the same whether or not it was killed on the way."""
 
 import shutil
+from collections import Counter
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
 
+from edgestitch import train
+from edgestitch.anchor import build, take_apart
 from edgestitch.artifact import load
 from edgestitch.augment import augment
+from edgestitch.batchnorm import reestimated
 from edgestitch.calibrate import (
     Calibration,
     Splits,
+    _Session,
     calibrate,
+    groups,
     in_memory,
     initialize,
     load_splits,
+    own_images,
+    predictions,
 )
-from edgestitch.data import preprocess, toy_images
+from edgestitch.complexity import AtomComplexity, Complexity
+from edgestitch.data import LabelledImages, preprocess, toy_images
 from edgestitch.errors import ArtifactError, MismatchError
-from edgestitch.family import Family
+from edgestitch.evaluate import evaluate
+from edgestitch.family import Anchor, Family, Stitching
 from edgestitch.images import ArraySource
-from edgestitch.network import StitchNetwork, load_network
-from edgestitch.recipe import Recipe, Training, load_recipe
+from edgestitch.network import StitchNetwork, build_network, count, load_network
+from edgestitch.recipe import (
+    Finetuning,
+    Initialization,
+    Recipe,
+    Training,
+    load_family,
+    load_recipe,
+)
+from edgestitch.shipped import shipped
 from edgestitch.train import learning_rate
+from tests.strategies import families
 
 replace = msgspec.structs.replace
 AnyTraining = TypeVar("AnyTraining", bound=Training)
@@ -236,6 +259,273 @@ def test_the_toy_data_are_made_up_and_apart():
 def test_missing_data_are_refused_naming_the_folder(tmp_path):
     with pytest.raises(ArtifactError, match=rf"{tmp_path} has no train-images"):
         load_splits("fashion-mnist", tmp_path)
+
+
+# --- fine-tuning -----------------------------------------------------------------------------
+
+FINETUNING: dict[str, dict[str, Any]] = {
+    "grouped": {"sampling": "grouped", "group_gap_gmacs": 1e-5, "topologies_per_step": 2},
+    "low rank": {"rank": 2, "ema": 0.9, "clip": 1.0},
+    "sgd": {"optimizer": "sgd", "stitch_rate": 10.0, "hard": True, "temperature": 2.0},
+    "half": {"precision": "fp16", "mixup": 0.8, "cutmix": 1.0},
+    "bfloat": {"precision": "bf16", "rank": 1, "distillation": 1.0},
+}
+
+
+@pytest.mark.parametrize("options", [pytest.param(o, id=name) for name, o in FINETUNING.items()])
+def test_fine_tuning_resumes_at_any_step_to_the_same_weights(
+    run_again, recipe, splits, tmp_path, monkeypatch, options
+):
+    """Killed before its first checkpoint as well, when all that is left are trained anchors."""
+    monkeypatch.setattr(train, "CHECKPOINT_S", -1.0)
+    other = replace(recipe, finetune=replace(recipe.finetune, **options))
+    for name in ("anchor-a", "anchor-b"):
+        (tmp_path / "work" / f"{name}.safetensors").unlink()
+    (tmp_path / "work" / "fine-tuning.safetensors").unlink()
+    whole = tmp_path / "whole"
+    expected = calibrate(other, splits, whole, tmp_path / "whole.safetensors", device="cpu")
+    for stop in (0, 1, 4):
+
+        def progress(stage: str, done: int, total: int, stop: int = stop) -> None:
+            if (stage, done) == ("fine-tuning", stop):
+                raise Killed
+
+        with pytest.raises(Killed):
+            run_again(other, progress=progress)
+    assert run_again(other) == expected
+    names = load_network(tmp_path / "toy.safetensors", family=recipe.family).state_dict()
+    assert not any("parametrizations" in name for name in names)
+
+
+# --- groups of like cost -----------------------------------------------------------------------
+
+
+def check_groups(family: Family, complexity: Complexity, gap: float) -> list[list[int]]:
+    found = groups(family, complexity, gap)
+    costs = [complexity.gmacs(family, topology) for topology in family.topologies]
+    order = [index for group in found for index in group]
+    assert sorted(order) == list(range(len(costs)))
+    assert [costs[index] for index in order] == sorted(costs)
+    for group in found:
+        assert costs[group[-1]] - costs[group[0]] <= gap
+    for one, following in pairwise(found):
+        assert costs[following[0]] - costs[one[0]] > gap
+    return found
+
+
+@given(families(), st.data())
+def test_groups_are_all_topologies_by_cost_and_no_wider_than_the_gap(family, data):
+    atoms = sorted({atom for topology in family.topologies for atom in family.atoms(topology)})
+    macs = data.draw(st.lists(st.integers(0, 10**10), min_size=len(atoms), max_size=len(atoms)))
+    complexity = Complexity(
+        family=family.name,
+        family_digest=family.digest,
+        atoms={a: AtomComplexity(macs=m, params=0) for a, m in zip(atoms, macs, strict=True)},
+    )
+    check_groups(family, complexity, data.draw(st.floats(1e-3, 50)))
+
+
+def test_groups_of_sn_netv2_leave_its_anchors_alone():
+    family = load_family("deit3-s-l").in_mode("reference")
+    path = shipped("calibrate") / "deit3-s-l.reference.complexity.json"
+    found = check_groups(family, load(Complexity, path), 1.0)
+    assert [len(group) for group in found] == [1, *[12] * 11, 1]
+    assert [family.topologies[group[0]].name for group in (found[0], found[-1])] == [
+        "s:0:12",
+        "l:0:24",
+    ]
+
+
+def test_grouped_sampling_draws_each_group_as_often(toy_network):
+    family, complexity = toy_network.family, count(toy_network)
+    found = groups(family, complexity, 1e-5)
+    assert 1 < len(found) < len(family.topologies)
+    session = object.__new__(_Session)
+    object.__setattr__(session, "recipe", Recipe(family=family))
+    training = Finetuning(epochs=1, sampling="grouped", group_gap_gmacs=1e-5)
+    draw = session.sampler(training, complexity)
+    random = torch.Generator().manual_seed(0)
+    drawn = Counter(draw(random) for _ in range(4000))
+    names = [topology.name for topology in family.topologies]
+    for group in found:
+        for index in group:
+            share = 1 / len(found) / len(group)
+            assert drawn[names[index]] / 4000 == pytest.approx(share, abs=0.03)
+
+
+# --- images without labels -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def anchor_files(uninterrupted, recipe, tmp_path_factory):
+    """The trained anchors under timm's names."""
+    folder = tmp_path_factory.mktemp("anchors")
+    network = load_network(uninterrupted[1])
+    files = {}
+    for anchor in recipe.family.anchors:
+        model = build(anchor, recipe.family)
+        state = model.state_dict()
+        parts = take_apart(model)
+        modules = {"stem": parts.stem, "head": parts.head}
+        modules |= {str(index): block for index, block in enumerate(parts.blocks)}
+        for name, module in modules.items():  # views: what they are given the model has
+            module.load_state_dict(network.atoms[f"{anchor.name}:{name}"].state_dict())
+        files[anchor.name] = folder / f"{anchor.name}.safetensors"
+        save_file({name: tensor.clone() for name, tensor in state.items()}, files[anchor.name])
+    return files
+
+
+def unlabelled(number: int, seed: int, label: int) -> ArraySource:
+    data = toy_images(number, seed=seed)
+    return ArraySource(LabelledImages(data.images, np.full(number, label)))
+
+
+@pytest.fixture
+def without_labels(recipe, anchor_files, tmp_path):
+    def run(label: int) -> tuple[Calibration, StitchNetwork]:
+        other = replace(recipe, anchors={})
+        splits = Splits(unlabelled(96, 0, label), unlabelled(32, 1, label))
+        out = tmp_path / f"{label}.safetensors"
+        work = tmp_path / str(label)
+        result = calibrate(other, splits, work, out, weights=anchor_files, device="cpu")
+        return result, load_network(out)
+
+    return run
+
+
+def test_without_labels_the_largest_anchor_judges(without_labels, anchor_files):
+    result, network = without_labels(-1)
+    assert result.judged_by == "b:0:3"
+    assert {step.topology: step.alone for step in result.steps}["b:0:3"] == 100
+    assert {step.topology: step.initialized for step in result.steps}["b:0:3"] == 100
+    assert {name: weights.file for name, weights in result.weights.items()} == {
+        name: path.name for name, path in anchor_files.items()
+    }
+    # The judge is that anchor as it was, not as fine-tuning left it.
+    source = unlabelled(32, 1, -1)
+    torch.manual_seed(0)
+    before = build_network(network.family, weights=anchor_files)
+    truth = predictions(before, "b:0:3", source)
+    for step in result.steps:
+        agreed = float((predictions(network, step.topology, source) == truth).float().mean())
+        assert step.finetuned == pytest.approx(100 * agreed)
+
+
+def test_no_label_is_looked_at(without_labels):
+    (one, first), (other, second) = without_labels(-1), without_labels(-3)
+    assert one.network == other.network
+    assert one.steps == other.steps
+    assert first.digest == second.digest
+
+
+def test_training_anchors_without_labels_is_refused(run):
+    with pytest.raises(ValueError, match=r"training anchor a needs labels, .* give a folder of"):
+        run(splits=Splits(unlabelled(96, 0, -1), unlabelled(32, 1, -1)))
+
+
+def test_fine_tuning_without_labels_and_teacher_is_refused(recipe, anchor_files, tmp_path):
+    other = replace(recipe, anchors={}, finetune=replace(recipe.finetune, distillation=0.0))
+    splits = Splits(unlabelled(96, 0, -1), unlabelled(32, 1, -1))
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(ValueError, match="fine-tuning without distillation needs labels"):
+        calibrate(other, splits, tmp_path, out, weights=anchor_files, device="cpu")
+
+
+# --- a user's own images -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory):
+    """Colour images of four classes in folders, three of which cannot be read."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for part, number in (("train", 64), ("val", 24)):
+        for index in range(number):
+            label = index % 4
+            pixels = random.integers(0, 120, (32, 32, 3), np.uint8)
+            pixels[16 * (label // 2) :, 16 * (label % 2) :][:16, :16] += 100
+            path = folder / part / f"class{label}" / f"{index:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    for name in ("train/class0/08.png", "val/class1/01.png", "val/class3/23.png"):
+        (folder / name).write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resnets(own_folder, tmp_path_factory):
+    """A family of two tiny ResNets, calibrated on these images."""
+    anchors = tuple(
+        Anchor(
+            name=name,
+            model="resnet18",
+            depth=6,
+            stages=(1, 2, 2, 1),
+            options={"layers": (1, 2, 2, 1), "channels": channels},
+        )
+        for name, channels in (("a", (8, 8, 16, 16)), ("b", (16, 16, 24, 32)))
+    )
+    family = Family(
+        name="resnets",
+        anchors=anchors,
+        stitching=Stitching(rule="staged"),
+        input_shape=(3, 32, 32),
+        num_classes=4,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+    training = Training(epochs=10, batch_size=16, learning_rate=1e-2)
+    recipe = Recipe(
+        family=family,
+        anchors={"a": training, "b": training},
+        initialize=Initialization(images=48),
+        finetune=Finetuning(epochs=4, batch_size=16, learning_rate=2e-3, crop=0.8),
+    )
+    out = tmp_path_factory.mktemp("resnets") / "resnets.safetensors"
+    splits = own_images(family, data=own_folder)
+    result = calibrate(recipe, splits, out.parent / "work", out, device="cpu")
+    return result, load_network(out, family=family), splits
+
+
+def test_a_folder_of_images_calibrates_a_family_with_batch_normalisation(resnets):
+    result, network, _ = resnets
+    assert result.judged_by == "labels"
+    assert result.network == network.digest
+    anchors = [step.alone for step in result.steps if step.alone is not None]
+    assert min(anchors) > 60  # of four classes, chance is 25
+    stitched = [step.finetuned for step in result.steps if step.alone is None]
+    assert sum(stitched) / len(stitched) > 50
+
+
+def test_images_that_cannot_be_read_count_for_nothing(resnets):
+    result, network, splits = resnets
+    assert result.skipped == 3
+    good = len(splits.test) - 2
+    found = evaluate(network, splits.test)
+    assert found.num_images == good
+    for step, row in zip(result.steps, found.rows, strict=True):
+        assert step.finetuned == pytest.approx(100 * row.correct / good)
+
+
+def test_a_topology_with_statistics_of_its_own_is_no_worse(resnets):
+    _, network, splits = resnets
+    family = network.family
+
+    def loss(module: torch.nn.Module) -> float:
+        pixels, labels = splits.test.load(range(len(splits.test)))
+        images = preprocess(pixels, mean=family.mean, std=family.std)
+        with torch.inference_mode():
+            return float(torch.nn.functional.cross_entropy(module(images), labels))
+
+    pixels, _ = splits.train.load(range(len(splits.train)))
+    batches = torch.split(preprocess(pixels, mean=family.mean, std=family.std), 32)
+    before = network.digest
+    stitched = [topology for topology in family.topologies if len(topology.runs) > 1]
+    shared = [loss(network.assemble(topology)) for topology in stitched]
+    own = [loss(reestimated(network.assemble(topology), batches)) for topology in stitched]
+    assert network.digest == before
+    assert all(value == value for value in own)
+    assert sum(own) / len(own) < sum(shared) / len(shared)
 
 
 # --- least squares ---------------------------------------------------------------------------
