@@ -9,11 +9,14 @@ viewer to turn a picture (EXIF, display matrices) are not followed, as they are 
 
 import hashlib
 import math
+import multiprocessing
 import os
 import tempfile
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -673,28 +676,44 @@ def batches(
 
 
 def _read_ahead(dataset: "_Batches", workers: int) -> Iterator[Any]:
-    from torch.utils.data import DataLoader
+    """Each batch in order, read by processes.
 
-    with warnings.catch_warnings():
-        # Of more workers than cores, which pays where a disk is slow; and, from Python 3.12, of forks
-        # beside threads, but workers use none of what these may hold.
-        warnings.simplefilter("ignore")
-        loader: DataLoader[Any] = DataLoader(
-            dataset,  # type: ignore[arg-type]
-            batch_size=None,
-            num_workers=workers,
-            # Arrays go through a pipe. Tensors would go through /dev/shm, of which containers have
-            # little, and end the process where it is full.
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # else it would draw from torch's own, as no reading does
-            multiprocessing_context="fork",  # shares the list of files, and the file of frames
-        )
-        iterator = iter(loader)
-    yield from iterator
+    Not torch's DataLoader: it listens to the end of its workers (SIGCHLD), and on a CPU with AMX that
+    signal ends a process in which a compiled network has used those registers.
+    """
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context(
+            "fork"
+        ),  # shares the list of files, the file of frames
+        initializer=_adopt,
+        initargs=(dataset,),
+    )
+    ahead = 2 * workers
+    try:
+        with warnings.catch_warnings():
+            # Python 3.12 warns of forks beside threads; workers use none of what these may hold.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pending = deque(pool.submit(_adopted, n) for n in range(min(ahead, len(dataset))))
+        for following in range(ahead, ahead + len(dataset)):
+            result = pending.popleft().result()
+            if following < len(dataset):
+                pending.append(pool.submit(_adopted, following))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+_ADOPTED: "list[_Batches]" = []
+"""In a reading process: the batches that it reads."""
+
+
+def _adopt(dataset: "_Batches") -> None:
+    _ADOPTED.append(dataset)
+
+
+def _adopted(number: int) -> Any:
+    return _ADOPTED[-1][number]
 
 
 class _Batches:
