@@ -179,9 +179,6 @@ def calibrate(
             splits=splits,
             weights=sources,
             taught_by=taught_by,
-            workers=all_workers,
-            progress=progress if all_workers.first else silent,
-            log=log if all_workers.first else unlogged,
             trainer=Trainer(
                 family=recipe.family,
                 source=splits.train,
@@ -328,9 +325,6 @@ class _Session:
     weights: Mapping[str, Weights]
     taught_by: Path | None
     trainer: Trainer
-    workers: Workers
-    progress: Progress
-    log: Log
 
     @property
     def family(self) -> Family:
@@ -349,7 +343,11 @@ class _Session:
 
         settings = self.recipe.initialize
         initialize(
-            network, self.images(settings.images), settings.images, settings.mode, self.workers
+            network,
+            self.images(settings.images),
+            settings.images,
+            settings.mode,
+            self.trainer.workers,
         )
         names = [topology.name for topology in self.family.topologies]
         initialized = judge(network, names, "least squares alone")
@@ -378,19 +376,19 @@ class _Session:
                 for name in names
             ),
         )
-        if self.workers.first:
+        if self.trainer.workers.first:
             save_network(network, out, recipe=recipe_digest, dataset=self.recipe.dataset)
             save(result, out.with_suffix(".calibration.json"))
-        self.workers.wait()
+        self.trainer.workers.wait()
         return result
 
     def images(self, number: int) -> Iterator[Tensor]:
         """This process's share of the first training images, as a network takes them."""
         total = min(number, len(self.splits.train))
         starts = range(0, total, LEAST_SQUARES_BATCH)
-        mine = [starts[index] for index in self.workers.share(len(starts))]
+        mine = [starts[index] for index in self.trainer.workers.share(len(starts))]
         for done, start in enumerate(mine):
-            self.progress("least squares", done, len(mine))
+            self.trainer.progress("least squares", done, len(mine))
             chosen = range(start, min(start + LEAST_SQUARES_BATCH, total))
             pixels, _ = self.splits.train.load(chosen)
             yield self.normalize(pixels)
@@ -406,18 +404,18 @@ class _Session:
             truth = predictions(network, self.largest, self.splits.test)
 
         def judge(network: StitchNetwork, names: Sequence[str], stage: str) -> dict[str, float]:
-            progress = partial(self.progress, f"evaluate: {stage}")
+            progress = partial(self.trainer.progress, f"evaluate: {stage}")
             correct = count_correct(
                 network,
                 names,
                 self.splits.test,
                 labels=truth,
                 progress=progress,
-                workers=self.workers,
+                workers=self.trainer.workers,
             )
             total = self.num_good(self.splits.test)
             shares = {name: 100 * hits / total for name, hits in correct.items()}
-            self.log(stage, 0, shares)
+            self.trainer.log(stage, 0, shares)
             return shares
 
         return judge
@@ -426,7 +424,7 @@ class _Session:
         """Images of a source but for the broken ones, which any process may have met."""
         broken = torch.zeros(len(source), device=self.trainer.device)
         broken[list(broken_rows(source))] = 1
-        self.workers.add([broken])
+        self.trainer.workers.add([broken])
         return len(source) - int((broken > 0).sum())
 
     def num_skipped(self, source: Source) -> int:

@@ -86,6 +86,9 @@ device_option = click.option(
 data_option = click.option(
     "--data", type=click.Path(path_type=Path), help="Folder with the data set's files."
 )
+readers_option = click.option(
+    "--readers", type=click.IntRange(min=0), default=0, help="Processes that read images ahead."
+)
 precision_option = click.option(
     "--precision", default="fp32", show_default=True, help="fp32 or bf16."
 )
@@ -290,9 +293,7 @@ def show(
     type=click.IntRange(1),
     help="With --frames of a video: only each so many-th one.",
 )
-@click.option(
-    "--readers", type=click.IntRange(min=0), default=0, help="Processes that read images ahead."
-)
+@readers_option
 @click.option(
     "--log", type=click.Path(path_type=Path), help="Folder for TensorBoard: losses and accuracies."
 )
@@ -417,9 +418,7 @@ def import_(family: str, checkpoint: Path, out: Path, as_json: bool) -> None:
     help="For networks of colour images, a folder with one folder of images for each class; for "
     "those of one channel, one with Fashion-MNIST's test files (else they are looked for).",
 )
-@click.option(
-    "--readers", type=click.IntRange(min=0), default=0, help="Processes that read images ahead."
-)
+@readers_option
 @json_option
 def evaluate(network: str, out: Path, data: Path | None, readers: int, as_json: bool) -> None:
     """Top-1 of every topology of NETWORK on labelled test images."""

@@ -30,7 +30,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from .data import LabelledImages, fashion_mnist
-from .errors import ArtifactError, EdgestitchError
+from .errors import ArtifactError
 from .family import Family
 from .progress import Progress, silent
 
@@ -667,10 +667,7 @@ def batches(
     if not workers:
         yield from map(source.load, rows)
         return
-    for result in _read_ahead(_Batches(source, rows), workers):
-        if isinstance(result, EdgestitchError):
-            raise result
-        pixels, labels, skipped = result
+    for pixels, labels, skipped in _read_ahead(_Batches(source, rows), workers):
         source.skipped.extend(new for new in skipped if new not in source.skipped)
         yield torch.from_numpy(pixels), torch.from_numpy(labels)
 
@@ -728,10 +725,7 @@ class _Batches:
 
     def __getitem__(self, number: int) -> Any:
         known = len(self.source.skipped)
-        try:
-            pixels, labels = self.source.load(self.rows[number])
-        except EdgestitchError as error:  # a raised one would arrive as a traceback in a message
-            return error
+        pixels, labels = self.source.load(self.rows[number])
         return pixels.numpy(), labels.numpy(), self.source.skipped[known:]
 
 
