@@ -30,6 +30,7 @@ test: lint
 bench: setup
 	$(BIN)/python bench/cpu_backends.py
 	$(BIN)/python bench/resident.py
+	$(BIN)/python bench/profiler.py
 
 clean:
 	rm -rf $(VENV) build dist demo

@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -35,6 +35,7 @@ import msgspec
 import numpy as np
 import platformdirs
 import psutil
+from pages import QUIET, Span, observed
 
 from edgestitch.family import Family, cut, segment_name
 from edgestitch.recipe import load_family
@@ -52,8 +53,6 @@ SEED = 0
 MIB = 2**20
 TOUCHES = 20
 """Inferences of every topology before memory is read: what is used is then resident."""
-QUIET = 0.05
-"""Share of the machine that others may have before a figure is called noisy."""
 
 Chain = tuple[str, ...]
 Parts = dict[str, tuple[Chain, ...]]
@@ -90,32 +89,6 @@ class Loaded:
     """What was needed to load and is not needed to run."""
     alive: Any = None
     """What the runs need and do not hold themselves."""
-
-
-@dataclass
-class Span:
-    """How long something took, and how much of the machine other processes had meanwhile."""
-
-    duration_s: float = 0.0
-    others: float = 0.0
-
-
-@contextmanager
-def observed() -> Iterator[Span]:
-    """Time by the monotonic clock; the others' share counts time stolen by a hypervisor."""
-    span, start, (busy, own) = Span(), time.perf_counter(), _cpu_s()
-    yield span
-    span.duration_s = time.perf_counter() - start
-    others_s = (_cpu_s()[0] - busy) - (_cpu_s()[1] - own)
-    span.others = max(0.0, others_s) / (span.duration_s * (os.cpu_count() or 1))
-
-
-def _cpu_s() -> tuple[float, float]:
-    """Seconds of CPU of the whole machine, and of this process with the children it waited for."""
-    machine = psutil.cpu_times()
-    idle = {"idle", "iowait", "guest", "guest_nice"}  # guest is inside user already
-    busy = sum(value for name, value in machine._asdict().items() if name not in idle)
-    return busy, sum(os.times()[:4])
 
 
 # --- the networks ----------------------------------------------------------------------------

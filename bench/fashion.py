@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import msgspec
 import platformdirs
 import torch
+from pages import result_path, table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -644,17 +645,6 @@ def picture_name(family: str) -> str:
     return f"{family.replace('-', '_')}_{datetime.now(timezone.utc):%Y%m}"
 
 
-def table(columns: list[str], rows: list[list[str]]) -> list[str]:
-    line = "| " + " | ".join(columns) + " |"
-    return [line, "|" + " --- |" * len(columns), *("| " + " | ".join(row) + " |" for row in rows)]
-
-
-def slug() -> str:
-    """The device's name in the names of pages."""
-    words = detect().hardware.lower().replace("(r)", "").replace(" cores", "core")
-    return "-".join("".join(c if c.isalnum() else " " for c in words).split())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -693,8 +683,7 @@ def main() -> None:
             "bench/fashion.py baseline page` trains both and adds them."
         )
     missing.append("- More than one seed. Photographs: Fashion-MNIST is 28 x 28 in grey.")
-    month = datetime.now(timezone.utc).strftime("%Y%m")
-    out = options.out or Path(__file__).parent / "results" / f"fashion_{slug()}_{month}.md"
+    out = options.out or result_path("fashion", detect().hardware)
     out.write_text(page(measured, trained, missing, out))
     print(out.read_text())
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import torch
+from pages import result_path
 from torch import Tensor
 
 from edgestitch import __version__, load_family
@@ -278,12 +279,6 @@ def page(measured: list[Measurement], wanted: int, command: str) -> str:
     )
 
 
-def slug() -> str:
-    """The device's name in the names of pages."""
-    words = detect().hardware.lower().replace("(r)", "").replace(" cores", "core")
-    return "-".join("".join(c if c.isalnum() else " " for c in words).split())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[100, 400, 800])
@@ -318,8 +313,7 @@ def main() -> None:
     numbers = " ".join(map(str, options.images))
     command = f"python bench/least_squares.py --batch {options.batch} --images {numbers}"
     text = page(measured, 10_000, command)
-    month = datetime.now(timezone.utc).strftime("%Y%m")
-    out = options.out or Path(__file__).parent / "results" / f"least_squares_{slug()}_{month}.md"
+    out = options.out or result_path("least_squares", detect().hardware)
     out.write_text(text)
     print(text)
 

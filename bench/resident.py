@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from pages import result_path, table
 
 from edgestitch import Accuracy, Family, Runtime, __version__, backends, load_family
 from edgestitch.accuracy import accuracy_row
@@ -27,6 +28,7 @@ from edgestitch.catalog import shipped_network
 from edgestitch.device import detect
 from edgestitch.engine import compile_deployment, profile_network
 from edgestitch.family import normalized_range
+from edgestitch.measure import MeasureSettings, find_instruments
 from edgestitch.network import StitchNetwork, build_network, load_network, save_network
 from edgestitch.profile import Profile
 from edgestitch.program import Cut, compile_segments, cut_topologies, example_images, load_program
@@ -138,14 +140,16 @@ def switch_row(
     network = load_network(shipped) if shipped.is_file() else build_network(load_family(family))
     names = DEIT if family == "deit-ti-s-b" else tuple(t.name for t in network.family.topologies)
     accuracy = _no_accuracy(network, names)
-    device, settings = detect(), TimerSettings(min_samples=20, precision=1.0, time_cap_s=20)
-    profile, _ = profile_network(network, device, settings, topologies=names, backend=backend)
+    instruments = find_instruments(detect(), energy=False)
+    timer = TimerSettings(min_samples=20, precision=1.0, time_cap_s=20)
+    settings = MeasureSettings(timer=timer, energy=None, compose=False)
+    profile, _ = profile_network(network, instruments, settings, topologies=names, backend=backend)
     deployment = compile_deployment(
         network,
         _everything(profile, accuracy),
         accuracy,
         work / f"switch-{family}-{backend}",
-        device,
+        instruments,
         settings,
         backend=backend,
     )
@@ -265,7 +269,7 @@ def page(memory: list[list[str]], switches: list[list[str]], command: str) -> st
         "",
         "## Memory",
         "",
-        *_table(
+        *table(
             [
                 "family",
                 "backend",
@@ -283,7 +287,7 @@ def page(memory: list[list[str]], switches: list[list[str]], command: str) -> st
         "All ordered pairs of the resident topologies, in random order: all of `fashion-vit`, five of "
         "`deit-ti-s-b` between Ti and S (random weights).",
         "",
-        *_table(
+        *table(
             [
                 "family",
                 "backend",
@@ -301,11 +305,6 @@ def page(memory: list[list[str]], switches: list[list[str]], command: str) -> st
         "",
     ]
     return "\n".join(lines)
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
-    line = "| " + " | ".join(columns) + " |"
-    return [line, "|" + " --- |" * len(columns), *("| " + " | ".join(row) + " |" for row in rows)]
 
 
 def main() -> None:
@@ -330,10 +329,7 @@ def main() -> None:
         memory = [row for f in options.families.split(",") for row in memory_rows(f, work)]
     given = [a for a in sys.argv[1:] if not a.startswith("--out")]
     text = page(memory, switches, " ".join(["python bench/resident.py", *given]))
-    month = datetime.now(timezone.utc).strftime("%Y%m")
-    cpu = "".join(c if c.isalnum() else "-" for c in detect().hardware.lower())
-    slug = "-".join(part for part in cpu.split("-") if part)
-    out = options.out or Path(__file__).parent / "results" / f"resident_{slug}_{month}.md"
+    out = options.out or result_path("resident", detect().hardware)
     out.write_text(text)
     print(text)
 

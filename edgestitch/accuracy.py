@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 from .artifact import Artifact, Value
 from .family import Mode
-from .profile import require_equal
+from .profile import require_equal, require_same_network
 
 Origin = Literal["measured", "published"]
 """`measured` by `edgestitch evaluate` on weights that are here, or `published` by a family's authors."""
@@ -60,12 +60,14 @@ class Accuracy(Artifact, frozen=True, kw_only=True, dict=True, omit_defaults=Tru
             return f"published: {self.source}"
         return f"measured on {self.num_images:,} images"
 
-    def check(self, what: str, family: str, network: str) -> None:
-        """Raises `MismatchError` unless this is of that network; a published one only of its family."""
+    def check(self, what: str, family: str, network: str | None) -> None:
+        """Raises `MismatchError` unless this is of that network.
+
+        A published one is only of its family, and so is a profile of random weights.
+        """
         pair = f"{what} and accuracy"
         require_equal(pair, family=(family, self.family))
-        if self.network is not None:
-            require_equal(pair, network=(network, self.network))
+        require_same_network(pair, network, self.network)
 
 
 def accuracy_row(name: str, correct: int, total: int) -> TopologyAccuracy:

@@ -9,6 +9,7 @@ from .complexity import Complexity
 from .errors import ArtifactError, MismatchError
 from .family import Family, Mode
 from .peers import Peers
+from .profile import Origin as CostOrigin
 from .profile import Profile, require_equal
 from .schedule import front_along
 from .shipped import shipped
@@ -30,7 +31,12 @@ class Entry(Value, frozen=True, kw_only=True):
     pareto: bool | None
     """Whether no topology that is as cheap, by multiply-adds, is more accurate."""
     latency_ms: float | None = None
+    latency_low_ms: float | None = None
+    latency_high_ms: float | None = None
     bound_ms: float | None = None
+    energy_mj: float | None = None
+    latency_origin: CostOrigin | None = None
+    """Whether the latency was measured, composed of others that were, or only estimated."""
 
 
 class Overview(Value, frozen=True, kw_only=True):
@@ -75,7 +81,11 @@ def overview(
                 origin=accuracy.origin if accuracy and name in top1 else None,
                 pareto=name in front if name in gmacs and name in top1 else None,
                 latency_ms=cost.latency_ms if cost else None,
+                latency_low_ms=cost.latency_low_ms if cost else None,
+                latency_high_ms=cost.latency_high_ms if cost else None,
                 bound_ms=cost.bound_ms if cost else None,
+                energy_mj=cost.energy_mj if cost else None,
+                latency_origin=cost.origin if cost else None,
             )
         )
     return Overview(

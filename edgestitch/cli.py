@@ -3,9 +3,11 @@
 What needs torch is imported inside the verb that uses it, so that the planning verbs answer at once.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -14,19 +16,18 @@ import msgspec
 
 from . import __version__, load_accuracy, load_plan, load_profile
 from .artifact import save
-from .errors import ArtifactError, EdgestitchError
+from .errors import ArtifactError, DeviceError, EdgestitchError, MismatchError
 from .progress import Progress, silent
 from .recipe import load_family, load_recipe
 
 if TYPE_CHECKING:
     from .accuracy import Accuracy
     from .adhoc import Rule
-    from .catalog import Overview
     from .complexity import Complexity
+    from .device import Device
     from .family import Family, Mode
-    from .report import RunRow
-    from .schedule import Plan
-    from .timer import TimerSettings
+    from .measure import MeasureSettings
+    from .profile import Load, Profile
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_NETWORK = "fashion-vit"
@@ -61,7 +62,8 @@ def verb(example: str, name: str | None = None) -> Callable[[F], click.Command]:
 
 
 def main() -> None:
-    """The console script; Ctrl-C ends it with exit code 130 and nothing half-written."""
+    """The console script; Ctrl-C ends it with exit code 130, SIGTERM with 143, nothing half-written."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         cli(standalone_mode=False)
     except click.Abort:
@@ -74,6 +76,12 @@ def main() -> None:
         sys.exit(stop.exit_code)
 
 
+def _terminate(number: int, frame: object) -> NoReturn:
+    """As Ctrl-C does: what must be put back is put back on the way out."""
+    print("edgestitch: terminated; nothing half-written is left", file=sys.stderr)
+    sys.exit(128 + number)
+
+
 # --- options that verbs share ------------------------------------------------------------------
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -81,7 +89,7 @@ device_option = click.option(
     "--device",
     default="auto",
     show_default=True,
-    help="What to run on: auto, cpu, cuda, jetson-orin, jetson-thor, jetson-xavier.",
+    help="What to run on: auto, cpu, cuda, or a Jetson, such as jetson-orin.",
 )
 data_option = click.option(
     "--data", type=click.Path(path_type=Path), help="Folder with the data set's files."
@@ -90,7 +98,7 @@ readers_option = click.option(
     "--readers", type=click.IntRange(min=0), default=0, help="Processes that read images ahead."
 )
 precision_option = click.option(
-    "--precision", default="fp32", show_default=True, help="fp32 or bf16."
+    "--precision", default="fp32", show_default=True, help="fp32, fp16 or bf16."
 )
 backend_option = click.option(
     "--backend", default="auto", show_default=True, help="auto, openvino or eager."
@@ -117,6 +125,12 @@ accuracy_argument = click.argument(
 )
 budget_option = click.option(
     "--budget-ms", "budgets_ms", multiple=True, type=float, help="A deadline; may be repeated."
+)
+
+
+module_option = click.option("--module", help="For an estimate: the part number, as p3767-0004.")
+super_option = click.option(
+    "--super", "super_clocks", is_flag=True, help="For an estimate: in JetPack's Super modes."
 )
 
 
@@ -151,29 +165,27 @@ def _anchor_files(
 @json_option
 def env(as_json: bool) -> None:
     """What this machine is, and what works on it."""
-    from .environment import describe
+    from .environment import describe, lines
 
     found = describe()
     if as_json:
         return _print_json(found)
-    device = found.device
-    print(f"device     {device.name}: {device.hardware}")
-    print(f"memory     {device.memory_mib} MiB")
-    print(f"power mode {device.power_mode or 'none that can be read'}")
-    print(
-        f"meter      {found.meter.name}" + (f": {found.meter.reason}" if found.meter.reason else "")
-    )
-    for backend in found.backends:
-        print(f"backend    {backend.name}: {backend.reason or 'works'}")
-    print(f"python     {found.python}")
-    for name, version in found.packages.items():
-        print(f"package    {name} {version or 'not installed'}")
+    for line in lines(found):
+        print(line)
     return None
 
 
 @verb("edgestitch show deit-ti-s-b")
 @click.argument("family", required=False)
 @click.option("--profile", "profile_file", type=click.Path(path_type=Path), help="Adds latencies.")
+@click.option(
+    "--device", "estimate_for", help="Adds estimated latencies on a device, before any is measured."
+)
+@click.option(
+    "--precision", default="fp16", show_default=True, help="With --device: fp32, fp16 or bf16."
+)
+@module_option
+@super_option
 @click.option(
     "--accuracy",
     "accuracy_file",
@@ -210,6 +222,10 @@ def env(as_json: bool) -> None:
 def show(
     family: str | None,
     profile_file: Path | None,
+    estimate_for: str | None,
+    precision: str,
+    module: str | None,
+    super_clocks: bool,
     accuracy_file: Path | None,
     budget_ms: float | None,
     mode: "Mode | None",
@@ -225,10 +241,13 @@ def show(
     """The topologies of FAMILY, a shipped recipe's name or a TOML file, or of models of timm."""
     from .catalog import overview, shipped_accuracy, shipped_complexity
     from .schedule import Budget, candidates, choose
+    from .tables import beside_profile, of_overview
 
     count = count or anchors is not None
     if out is not None and not count:
         raise click.UsageError("--out is for counts: give --count or --anchors with it")
+    if profile_file is not None and estimate_for is not None:
+        raise click.UsageError("give --profile or --device, not both: measured or estimated")
     if anchors is None:
         found = _family(family, rule, window, stride, all_pairs or None)
     elif family is None:
@@ -251,6 +270,10 @@ def show(
     found = found.in_mode(mode or (accuracy.mode if accuracy else found.mode))
     complexity = _counted(found, out) if count else shipped_complexity(found)
     profile = load_profile(profile_file) if profile_file else None
+    if estimate_for is not None:
+        profile = _estimated(
+            found, estimate_for, precision, module, super_clocks, complexity=complexity
+        )
     table = overview(found, complexity=complexity, accuracy=accuracy, profile=profile)
     best = None
     if budget_ms is not None:
@@ -261,7 +284,11 @@ def show(
         best = choose(candidates(profile, accuracy), Budget(latency_ms=budget_ms)).topology
     if as_json:
         return _print_json(table)
-    _print_overview(table, latencies=profile is not None, best=best, budget_ms=budget_ms)
+    _print_table(*of_overview(table, latencies=profile is not None, best=best, budget_ms=budget_ms))
+    if all(entry.gmacs is None for entry in table.topologies):
+        print(f"no multiply-adds ship for {found.name}, {found.mode}; --count counts them")
+    for line in beside_profile(profile) if profile else ():
+        print(line)
     return None
 
 
@@ -329,6 +356,7 @@ def calibrate(
     from .distributed import first_process
     from .progress import tensorboard
     from .report import format_percent
+    from .tables import maybe
 
     settings = load_recipe(recipe)
     if data is not None and frames is not None:
@@ -358,9 +386,9 @@ def calibrate(
     rows = [
         [
             step.topology,
-            _maybe(format_percent, step.alone),
+            maybe(format_percent, step.alone),
             format_percent(step.initialized),
-            _maybe(format_percent, step.finetuned),
+            maybe(format_percent, step.finetuned),
         ]
         for step in result.steps
     ]
@@ -455,12 +483,63 @@ def evaluate(network: str, out: Path, data: Path | None, readers: int, as_json: 
 @verb("edgestitch profile --device jetson-orin")
 @click.argument("network", default=DEFAULT_NETWORK)
 @device_option
+@click.option(
+    "--host", help="Measure there, over SSH: user@jetson. A lost connection is taken up again."
+)
+@click.option(
+    "--remote-command",
+    default="edgestitch",
+    show_default=True,
+    help="With --host: what starts edgestitch there.",
+)
 @backend_option
 @precision_option
 @batch_option
 @click.option("--topologies", help="Only these, with commas between.")
-@time_cap_option
-@min_samples_option
+@click.option("--all", "everything", is_flag=True, help="Measure all and compose none.")
+@click.option(
+    "--target",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Error of composed costs, 95th percentile; above it more are measured.",
+)
+@click.option(
+    "--confidence",
+    default=0.9,
+    show_default=True,
+    type=click.FloatRange(0.5, 0.99),
+    help="Of the bounds of composed costs.",
+)
+@click.option("--rate", type=float, help="One call every 1/RATE seconds, as a camera asks.")
+@click.option("--idle-ms", type=float, help="Rest that long before each call.")
+@click.option("--contend", metavar="CMD", help="Runs beside, to take part of the device away.")
+@click.option("--keep-throttled", is_flag=True, help="Keep what is measured while it throttles.")
+@click.option("--power-modes", help="Profile in each of these modes in turn, with commas between.")
+@click.option(
+    "--energy/--no-energy", default=True, show_default=True, help="Measure energy if it can be."
+)
+@click.option("--require-energy", is_flag=True, help="Fail where no energy meter works.")
+@click.option("--meter", help="Use this energy meter: one that `edgestitch env` lists.")
+@click.option(
+    "--estimate", "estimated", is_flag=True, help="Measure nothing: from the device's facts alone."
+)
+@module_option
+@super_option
+@click.option(
+    "--time-cap-s",
+    default=600.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Measuring latency ends after that at the latest, and so does energy.",
+)
+@click.option(
+    "--min-samples",
+    default=473,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Of each topology; 99th percentiles need 473.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -470,65 +549,156 @@ def evaluate(network: str, out: Path, data: Path | None, readers: int, as_json: 
 def profile(
     network: str,
     device: str,
+    host: str | None,
+    remote_command: str,
     backend: str,
     precision: str,
     batch: int,
     topologies: str | None,
+    everything: bool,
+    target: float,
+    confidence: float,
+    rate: float | None,
+    idle_ms: float | None,
+    contend: str | None,
+    keep_throttled: bool,
+    power_modes: str | None,
+    energy: bool,
+    require_energy: bool,
+    meter: str | None,
+    estimated: bool,
+    module: str | None,
+    super_clocks: bool,
     time_cap_s: float,
     min_samples: int,
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Measures the latency of every topology of NETWORK on this machine."""
+    """Measures latency and energy of the topologies of NETWORK: some of them, and composes the rest.
+
+    NETWORK is a file of weights, or the name of a shipped network or recipe; where no weights ship,
+    random ones are measured, which cost the same. A profile that is killed goes on where it was when
+    it is called again.
+    """
+    modes = power_modes.split(",") if power_modes else [None]
+    if len(modes) > 1 and (out is not None or host is not None):
+        raise click.UsageError("--out and --host are for one profile, of one of the --power-modes")
+    if host is not None and estimated:
+        raise click.UsageError("an estimate needs no --host: it is made from the device's name")
+    if host is not None:
+        return _profile_on(host, remote_command, network, out, as_json)
+    if estimated:
+        result = _estimated(
+            load_family(network), device, precision, module, super_clocks, batch=batch
+        )
+        out = out or Path(f"{result.family}.{device}.estimate-{precision}.json")
+        save(result, out)
+        return _print_json(result) if as_json else _show_profile(result, out)
     from .device import resolve
 
-    found = resolve(device)
-    from .engine import profile_network
-    from .measure import save_profile
+    resolve(device)  # before torch is imported: this is the error people meet first
+    from .energy import EnergySettings
+    from .measure import MeasureSettings
+    from .timer import TimerSettings
+
+    settings = MeasureSettings(
+        timer=TimerSettings(
+            time_cap_s=time_cap_s, min_samples=min_samples, keep_throttled=keep_throttled
+        ),
+        energy=EnergySettings(time_cap_s=time_cap_s) if energy or require_energy else None,
+        load=_load(rate, idle_ms),
+        contention=contend,
+        compose=not everything,
+        target=target,
+        confidence=confidence,
+    )
+    loaded, random_weights = _network_or_random(network)
+    for mode in modes:
+        with _power_mode(mode):
+            path, result = _measure_profile(
+                loaded,
+                device,
+                settings,
+                out,
+                topologies=tuple(topologies.split(",")) if topologies else (),
+                backend=backend,
+                precision=precision,
+                batch=batch,
+                random_weights=random_weights,
+                require_energy=require_energy,
+                meter=meter,
+            )
+        if as_json:
+            _print_json(result)
+        else:
+            _show_profile(result, path)
+    return None
+
+
+@verb("edgestitch verify profile.json")
+@click.argument("profile_file", metavar="PROFILE", type=click.Path(path_type=Path))
+@click.argument("network", required=False)
+@click.option("--number", default=5, show_default=True, type=click.IntRange(2), help="Topologies.")
+@click.option(
+    "--tolerance",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Relative change of a median that is let pass.",
+)
+@json_option
+def verify(
+    profile_file: Path, network: str | None, number: int, tolerance: float, as_json: bool
+) -> None:
+    """Whether PROFILE still holds: measures a few of its topologies again.
+
+    Exit code 0: it holds; 1: no longer; 3: this is another network, device, mode, driver or backend.
+    NETWORK may be left out where the profile is of shipped or of random weights.
+    """
     from .report import format_ms
 
-    loaded = _network(network)
-    with _progress() as progress:
-        result, samples = profile_network(
-            loaded,
-            found,
-            _settings(time_cap_s, min_samples),
-            topologies=tuple(topologies.split(",")) if topologies else (),
-            backend=backend,
-            precision=precision,
-            batch=batch,
-            progress=progress,
-        )
-    conditions = result.conditions
-    out = out or Path(
-        f"{result.family}.{conditions.device}.{conditions.backend}-{conditions.precision}.json"
-    )
-    save_profile(result, samples, out)
+    profile = load_profile(profile_file)
+    try:
+        from .device import resolve
+
+        # What the profile is of, if that can be had here; else this machine, to say what it is.
+        found = resolve("cpu" if profile.conditions.device == "cpu" else "auto")
+        from .measure import find_instruments
+        from .verify import verify as run
+
+        loaded, _ = _network_or_random(network or profile.family)
+        with _progress() as progress:
+            result = run(
+                profile,
+                loaded,
+                find_instruments(found, energy=False),
+                number=number,
+                tolerance=tolerance,
+                progress=progress,
+            )
+    except MismatchError as error:
+        print(f"edgestitch: not comparable: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(3)
     if as_json:
-        return _print_json(result)
-    rows = [
-        [
-            cost.topology,
-            format_ms(cost.latency_ms),
-            f"{format_ms(cost.latency_low_ms)} to {format_ms(cost.latency_high_ms)}",
-            format_ms(cost.bound_ms),
-            str(cost.samples),
+        _print_json({"holds": result.holds, "verification": result})
+    else:
+        rows = [
+            [
+                replay.topology,
+                format_ms(replay.then_ms),
+                format_ms(replay.now_ms),
+                f"{replay.ratio:.3f}x",
+                "holds" if replay.holds else "no longer",
+            ]
+            for replay in result.replays
         ]
-        for cost in sorted(result.costs, key=lambda cost: cost.latency_ms)
-    ]
-    _print_table(
-        f"{result.family} on {conditions.label}",
-        ["topology", "median", "95 %", "p99 bound", "samples"],
-        rows,
-    )
-    if result.energy_reason:
-        print(f"energy: not measured: {result.energy_reason}")
-    if result.protocol.capped:
-        print("the time cap ended the sampling before every interval was narrow enough")
-    if not result.protocol.steady:
-        print("the latencies had not settled when sampling began")
-    print(f"wrote {out}")
-    return None
+        _print_table(
+            f"{profile.family} on {profile.conditions.label}, measured {profile.date}",
+            ["topology", "then", "now", "ratio", f"within {tolerance:.0%}"],
+            rows,
+        )
+        print("the profile holds" if result.holds else "the profile no longer holds: measure again")
+    sys.exit(0 if result.holds else 1)
 
 
 @verb("edgestitch schedule profile.json accuracy.json --budget-ms 5 --budget-ms 10")
@@ -554,6 +724,7 @@ def schedule(
     """
     from .catalog import require_accuracy
     from .schedule import Budget, plan
+    from .tables import of_plan
 
     budgets = [Budget(latency_ms=b, energy_mj=budget_mj, power_w=budget_w) for b in budgets_ms]
     if not budgets and (budget_mj is not None or budget_w is not None):
@@ -567,7 +738,7 @@ def schedule(
         print(said, file=sys.stderr if as_json else sys.stdout)
     if as_json:
         return _print_json(result)
-    _print_plan(result)
+    _print_table(*of_plan(result))
     print(f"wrote {out}")
     return None
 
@@ -583,6 +754,12 @@ def schedule(
 @batch_option
 @time_cap_option
 @min_samples_option
+@click.option(
+    "--energy/--no-energy", default=True, show_default=True, help="Measure energy if it can be."
+)
+@click.option(
+    "--from-estimate", is_flag=True, help="Even though PLAN was made from estimated costs."
+)
 @json_option
 def compile(  # noqa: A001 (the verb's name)
     network: str,
@@ -595,6 +772,8 @@ def compile(  # noqa: A001 (the verb's name)
     batch: int,
     time_cap_s: float,
     min_samples: int,
+    energy: bool,
+    from_estimate: bool,
     as_json: bool,
 ) -> None:
     """Compiles the resident topologies of PLAN, checks each against eager, and measures it.
@@ -606,6 +785,7 @@ def compile(  # noqa: A001 (the verb's name)
 
     found = resolve(device)
     from .engine import compile_deployment
+    from .measure import find_instruments
     from .report import format_ms
 
     plan = load_plan(plan_file)
@@ -620,11 +800,12 @@ def compile(  # noqa: A001 (the verb's name)
             plan,
             accuracy,
             out,
-            found,
-            _settings(time_cap_s, min_samples),
+            find_instruments(found, energy=energy),
+            _settings(time_cap_s, min_samples, energy),
             backend=backend,
             precision=precision,
             batch=batch,
+            from_estimate=from_estimate,
             progress=progress,
         )
     manifest = deployment.manifest
@@ -722,6 +903,7 @@ def run(
     from .data import load_images, shipped_images
     from .runtime import Runtime
     from .session import run_session
+    from .tables import of_session
 
     data = load_images(images) if images else shipped_images()
     with Runtime(deployment) as runtime, _progress() as progress:
@@ -729,7 +911,7 @@ def run(
         rows = run_session(runtime, data, budgets, progress=progress)
     if as_json:
         return _print_json(rows)
-    _print_session(rows)
+    _print_table(*of_session(rows))
     return None
 
 
@@ -784,6 +966,7 @@ def demo(out: Path, backend: str) -> None:
     """The shipped network through every stage, on real images, on this machine."""
     from .demo import demonstrate
     from .report import format_ms, format_percent
+    from .tables import of_plan, of_session
 
     with _progress() as progress:
         seen = demonstrate(out, backend=backend, progress=progress)
@@ -792,14 +975,14 @@ def demo(out: Path, backend: str) -> None:
         f"\n{profile.family} on {profile.conditions.label}: {len(profile.costs)} topologies profiled"
     )
     print(f"energy: not measured: {profile.energy_reason}")
-    _print_plan(plan)
+    _print_table(*of_plan(plan))
     checks = seen.deployment.manifest.checks
     worst = max(check.max_difference for check in checks)
     print(
         f"\ncompiled {len(checks)} resident topologies into {len(seen.deployment.manifest.segments)} "
         f"segments; furthest from eager: {worst:.1e} of the largest logit"
     )
-    _print_session(seen.rows)
+    _print_table(*of_session(seen.rows))
     fastest = min(profile.costs, key=lambda cost: cost.latency_ms)
     best = max(seen.accuracy.rows, key=lambda row: row.top1)
     print(
@@ -828,6 +1011,161 @@ def _network(name: str) -> Any:
     return load_network(path)
 
 
+def _network_or_random(name: str) -> tuple[Any, bool]:
+    """A network by name or file, and whether its weights are random since none ship for the name."""
+    from .catalog import shipped_network
+    from .network import build_network
+
+    if Path(name).suffix == ".safetensors" or shipped_network(name).is_file():
+        return _network(name), False
+    try:
+        family = load_family(name)
+    except (ArtifactError, ValueError) as error:
+        raise ValueError(
+            f"no network {name!r}; give a .safetensors file with weights, or a recipe: {error}"
+        ) from error
+    print(f"no weights ship for {family.name}: random ones, which cost the same", file=sys.stderr)
+    return build_network(family), True
+
+
+def _load(rate: float | None, idle_ms: float | None) -> "Load":
+    from .profile import Load
+
+    if rate is not None and idle_ms is not None:
+        raise click.UsageError("give --rate or --idle-ms, not both")
+    if rate is not None:
+        return Load(kind="paced", rate_hz=rate)
+    return Load() if idle_ms is None else Load(kind="after-idle", gap_ms=idle_ms)
+
+
+def _power_mode(mode: str | None) -> AbstractContextManager[object]:
+    """The board in that mode meanwhile; `None` leaves it as it is."""
+    if mode is None:
+        return nullcontext()
+    from .power import switched
+
+    return switched(mode)
+
+
+def _measure_profile(
+    network: Any,
+    device: str,
+    settings: "MeasureSettings",
+    out: Path | None,
+    *,
+    backend: str,
+    precision: str,
+    require_energy: bool,
+    meter: str | None,
+    **options: Any,
+) -> "tuple[Path, Profile]":
+    """One profile in the power mode that holds, kept while it is measured, and saved."""
+    from .backends import backend as find_backend
+    from .device import resolve
+    from .engine import profile_network
+    from .measure import find_instruments, save_profile
+
+    found = resolve(device)
+    instruments = find_instruments(found, energy=settings.energy is not None, meter=meter)
+    if require_energy and instruments.meter.reason is not None:
+        raise DeviceError(f"no energy meter works on {found.name}: {instruments.meter.reason}")
+    chosen = find_backend(backend, found.accelerator)
+    out = out or Path(_profile_name(network.family.name, found, chosen.name, precision))
+    unfinished = out.with_suffix(".unfinished")
+    with _progress() as progress:
+        result, samples = profile_network(
+            network,
+            instruments,
+            settings,
+            backend=chosen,
+            precision=precision,
+            unfinished=unfinished,
+            progress=progress,
+            **options,
+        )
+    save_profile(result, samples, out)
+    unfinished.unlink()
+    return out, result
+
+
+def _profile_name(family: str, device: "Device", backend: str, precision: str) -> str:
+    mode = "" if device.power_mode is None else f".{device.power_mode.lower().replace(' ', '-')}"
+    return f"{family}.{device.name}{mode}.{backend}-{precision}.json"
+
+
+def _profile_on(host: str, command: str, network: str, out: Path | None, as_json: bool) -> None:
+    """The same command on another machine, with its own options but those that say where."""
+    from .device import Device
+    from .remote import profile_on
+
+    context = click.get_current_context()
+    path = Path(network)
+    arguments = [path.absolute() if path.is_file() else network, *_given_options(context)]
+
+    def where(profile: "Profile") -> Path:
+        conditions = profile.conditions
+        device = Device(
+            name=conditions.device,
+            hardware=conditions.hardware,
+            cores=conditions.threads,
+            memory_mib=0,
+            power_mode=conditions.power_mode,
+        )
+        name = _profile_name(profile.family, device, conditions.backend, conditions.precision)
+        return out or Path(name)
+
+    with _progress() as progress:
+        result, path = profile_on(
+            host,
+            arguments,
+            where,
+            command=command,
+            progress=progress,
+            tell=lambda line: print(line, file=sys.stderr),
+        )
+    if as_json:
+        return _print_json(result)
+    return _show_profile(result, path)
+
+
+def _given_options(context: click.Context) -> list[str]:
+    """The options that were given on the command line, for another machine."""
+    here = {"network", "host", "remote_command", "out", "as_json"}
+    words: list[str] = []
+    for option in context.command.params:
+        name = option.name or ""
+        source = context.get_parameter_source(name)
+        if name in here or source is not click.core.ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[name]
+        if isinstance(option, click.Option) and option.is_flag:
+            words.append((option.opts if value else option.secondary_opts)[0])
+        else:
+            words += [option.opts[0], str(value)]
+    return words
+
+
+def _estimated(
+    family: "Family",
+    device: str,
+    precision: str,
+    module: str | None,
+    super_clocks: bool,
+    *,
+    batch: int = 1,
+    complexity: "Complexity | None" = None,
+) -> "Profile":
+    """The costs of a family on a device, from what is known of both without measuring."""
+    from .catalog import shipped_complexity
+    from .device import detect
+    from .estimate import estimate, peaks
+
+    complexity = complexity or shipped_complexity(family) or _counted(family, None)
+    name = detect().name if device == "auto" else device
+    found = peaks(name, module=module, super_clocks=super_clocks)
+    return estimate(family, complexity, found, precision=precision, batch=batch)
+
+
 def _family(name: str | None, *of_anchors: object) -> "Family":
     """The family of that name or file; what only --anchors has a use for is refused."""
     if name is None:
@@ -851,101 +1189,24 @@ def _counted(family: "Family", out: Path | None) -> "Complexity":
     return complexity
 
 
-def _settings(time_cap_s: float, min_samples: int) -> "TimerSettings":
+def _settings(time_cap_s: float, min_samples: int, energy: bool) -> "MeasureSettings":
+    from .energy import EnergySettings
+    from .measure import MeasureSettings
     from .timer import TimerSettings
 
-    return TimerSettings(time_cap_s=time_cap_s, min_samples=min_samples)
-
-
-def _print_overview(
-    table: "Overview", *, latencies: bool, best: str | None, budget_ms: float | None
-) -> None:
-    from .report import format_count, format_gmacs, format_ms, format_percent
-
-    rows = [
-        [
-            entry.topology,
-            str(entry.reference_id),
-            _maybe(format_gmacs, entry.gmacs),
-            "" if entry.params is None else format_count(entry.params),
-            _maybe(format_percent, entry.top1),
-            entry.origin or "",
-            "*" if entry.pareto else "",
-            *([_maybe(format_ms, entry.latency_ms)] if latencies else []),
-            *([_maybe(format_ms, entry.bound_ms)] if latencies else []),
-            *([] if best is None else ["<- best" if entry.topology == best else ""]),
-        ]
-        for entry in table.topologies
-    ]
-    columns = ["topology", "id", "multiply-adds", "parameters", "top-1", "origin", "front"]
-    columns += ["median", "p99 bound"] if latencies else []
-    columns += [] if best is None else [f"within {budget_ms:g} ms"]
-    title = f"{table.family}, {table.mode}: {len(rows)} topologies"
-    if any(entry.pareto for entry in table.topologies):
-        title += f", {sum(entry.pareto or False for entry in table.topologies)} on the Pareto front"
-    if table.source is not None:
-        title += f"\ntop-1 {table.source}"
-    _print_table(title, columns, rows)
-    if all(entry.gmacs is None for entry in table.topologies):
-        print(f"no multiply-adds ship for {table.family}, {table.mode}; --count counts them")
-
-
-def _print_plan(plan: "Plan") -> None:
-    from .report import format_ms, format_percent
-
-    chosen: dict[str, list[str]] = {}
-    for choice in plan.choices:
-        chosen.setdefault(choice.topology, []).append(str(choice.budget))
-    rows = [
-        [
-            candidate.topology,
-            format_percent(candidate.top1),
-            format_ms(candidate.median_ms),
-            format_ms(candidate.latency_ms),
-            ", ".join(chosen.get(candidate.topology, []))
-            or ("safety" if candidate is plan.safety else ""),
-        ]
-        for candidate in plan.resident
-    ]
-    _print_table(
-        f"plan of {plan.family}: {len(rows)} resident"
-        + ("; accuracies published, not of these weights" * (plan.origin == "published")),
-        ["topology", "top-1", "median", "p99 bound", "budget"],
-        rows,
+    return MeasureSettings(
+        timer=TimerSettings(time_cap_s=time_cap_s, min_samples=min_samples),
+        energy=EnergySettings(time_cap_s=time_cap_s) if energy else None,
     )
 
 
-def _print_session(rows: "tuple[RunRow, ...]") -> None:
-    from .report import format_ms, format_percent
+def _show_profile(profile: "Profile", path: Path) -> None:
+    from .tables import beside_profile, of_profile
 
-    _print_table(
-        f"runtime on {rows[0].frames} images a budget",
-        [
-            "budget",
-            "topology",
-            "median",
-            "p99",
-            "top-1",
-            "95 %",
-            "in time",
-            "switch",
-            "first after",
-        ],
-        [
-            [
-                format_ms(row.budget_ms),
-                row.topology,
-                format_ms(row.median_ms),
-                format_ms(row.p99_ms),
-                format_percent(row.top1),
-                f"{row.top1_low:.1f} to {row.top1_high:.1f}",
-                f"{100 * row.hit_rate:.1f} %",
-                "" if row.switch_us is None else f"{row.switch_us:.1f} us",
-                _maybe(format_ms, row.first_ms),
-            ]
-            for row in rows
-        ],
-    )
+    _print_table(*of_profile(profile))
+    for line in beside_profile(profile):
+        print(line)
+    print(f"wrote {path}")
 
 
 def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -965,10 +1226,6 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     console.print(table)
 
 
-def _maybe(form: Callable[[float], str], value: float | None) -> str:
-    return "" if value is None else form(value)
-
-
 def _print_json(value: object) -> None:
     data = msgspec.json.encode(value)
     print(msgspec.json.format(data, indent=1).decode())
@@ -976,7 +1233,15 @@ def _print_json(value: object) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A progress bar with the time left on a terminal, and nothing elsewhere."""
+    """A progress bar with the time left on a terminal, and nothing elsewhere.
+
+    With EDGESTITCH_PROGRESS=json lines of JSON for whoever started this, such as `remote`.
+    """
+    if os.environ.get("EDGESTITCH_PROGRESS") == "json":
+        from .remote import progress_lines
+
+        yield progress_lines(sys.stderr)
+        return
     if not sys.stderr.isatty():
         yield silent
         return

@@ -9,10 +9,22 @@ from .family import Family
 from .topology import Topology
 
 
-class AtomComplexity(Value, frozen=True, kw_only=True):
+class AtomComplexity(Value, frozen=True, kw_only=True, omit_defaults=True):
+    """What an atom has to compute, read and write, for one image.
+
+    The optional counts are left out of files and digests where there are none, so that complexities
+    of the first release keep theirs.
+    """
+
     macs: int
-    """Multiply-adds for one image."""
+    """Multiply-adds."""
     params: int
+    activations: int | None = None
+    """Elements that its operators write, each operator by itself as PyTorch runs them, attention as
+    plain matrix products. A compiler that fuses operators writes fewer."""
+    kernels: int | None = None
+    """How many operators that is, without views: each is one kernel or a few. A compiler that fuses
+    them launches fewer, and a captured CUDA graph launches all at once."""
 
 
 class Complexity(Artifact, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from .data import preprocess, shipped_images
 from .device import Device, detect
 from .engine import Deployment, compile_deployment, open_deployment, profile_network
 from .errors import ArtifactError, MismatchError
+from .measure import MeasureSettings, find_instruments
 from .network import StitchNetwork, load_network
 from .progress import Progress, silent
 from .schedule import plan
@@ -22,12 +23,19 @@ NETWORK = "fashion-vit"
 
 # Enough that the bound of a 99th percentile is not the largest sample: a thousand for the choice of
 # what to keep, and, since those are few, more for what is deployed. The cap is for slow machines.
-QUICK = TimerSettings(min_samples=1000, precision=0.05, time_cap_s=40)
+# Energy takes minutes; who has a budget for it calls for a profile.
+QUICK = MeasureSettings(
+    timer=TimerSettings(min_samples=1000, precision=0.05, time_cap_s=40),
+    energy=None,
+    compose=False,
+)
 
 
-def deployed(settings: TimerSettings) -> TimerSettings:
+def deployed(settings: MeasureSettings) -> MeasureSettings:
     """The settings for measuring a deployment after a profile was taken with `settings`."""
-    return msgspec.structs.replace(settings, min_samples=2 * settings.min_samples)
+    timer = settings.timer
+    more = msgspec.structs.replace(timer, min_samples=2 * timer.min_samples)
+    return msgspec.structs.replace(settings, timer=more)
 
 
 def load_shipped() -> tuple[StitchNetwork, Accuracy]:
@@ -43,7 +51,7 @@ def load_shipped() -> tuple[StitchNetwork, Accuracy]:
 
 
 def shipped_deployment(
-    settings: TimerSettings = QUICK, *, progress: Progress = silent
+    settings: MeasureSettings = QUICK, *, progress: Progress = silent
 ) -> Deployment:
     """The shipped network compiled for this machine, from the user's cache or made for it.
 
@@ -58,13 +66,14 @@ def shipped_deployment(
         except (ArtifactError, MismatchError):
             shutil.rmtree(folder, ignore_errors=True)  # a damaged cache is made anew
     network, accuracy = load_shipped()
-    profile, _ = profile_network(network, device, settings, progress=progress)
+    instruments = find_instruments(device, energy=settings.energy is not None)
+    profile, _ = profile_network(network, instruments, settings, progress=progress)
     return compile_deployment(
         network,
         plan(profile, accuracy),
         accuracy,
         folder,
-        device,
+        instruments,
         deployed(settings),
         images=preprocess(shipped_images().images[:64]),
         progress=progress,

@@ -12,14 +12,13 @@ from .data import preprocess, shipped_images
 from .default import QUICK, deployed, load_shipped
 from .device import detect
 from .engine import Deployment, compile_deployment, profile_network
-from .measure import save_profile
+from .measure import MeasureSettings, find_instruments, save_profile
 from .profile import Profile
 from .progress import Progress, silent
 from .report import RunRow, write_report
 from .runtime import Runtime
 from .schedule import Budget, Plan, candidates, pareto_front, plan, staircase
 from .session import run_session
-from .timer import TimerSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,17 +36,17 @@ class Demonstration:
 
 def demonstrate(
     out: Path,
-    settings: TimerSettings = QUICK,
+    settings: MeasureSettings = QUICK,
     *,
     backend: str = "auto",
     progress: Progress = silent,
 ) -> Demonstration:
     """Profiles, schedules, compiles, runs and reports the shipped network; files go to `out`."""
     started = time.monotonic()
-    device = detect()
+    instruments = find_instruments(detect(), energy=settings.energy is not None)
     network, accuracy = load_shipped()
     profile, samples = profile_network(
-        network, device, settings, backend=backend, progress=progress
+        network, instruments, settings, backend=backend, progress=progress
     )
     save_profile(profile, samples, out / "profile.json")
     save(accuracy, out / "accuracy.json")
@@ -62,7 +61,7 @@ def demonstrate(
         chosen,
         accuracy,
         out / "deployment",
-        device,
+        instruments,
         deployed(settings),
         backend=backend,
         images=preprocess(images.images[:64]),

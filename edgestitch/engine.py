@@ -10,10 +10,14 @@ deployment/
 """
 
 import tempfile
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
 import numpy as np
 import torch
 
@@ -25,30 +29,33 @@ from .device import Device, detect, resolve
 from .errors import ArtifactError, CompileError, MismatchError
 from .family import Family
 from .folder import digests, replacing_folder
-from .measure import measure, save_profile
+from .journal import Journal
+from .measure import Instruments, LoadedSource, MeasureSettings, measure, save_profile
 from .network import StitchNetwork, load_network, save_network
-from .profile import Conditions, Profile, require_equal
+from .profile import Conditions, Profile, require_same_network
 from .program import (
     Cut,
     Program,
+    atom_classes,
     compile_segments,
     cut_topologies,
     example_images,
     load_program,
+    part,
     require,
 )
 from .progress import Progress, silent
 from .schedule import Plan, with_costs
-from .timer import Samples, TimerSettings
+from .timer import Samples
 
 MANIFEST = "manifest.json"
 NETWORK = "network.safetensors"
 SEGMENTS = "segments"
 
 # How far a compiled topology may be from eager before it is refused: largest difference of a logit
-# relative to the largest logit, and smallest cosine of the logits of an image. bfloat16 keeps 8
-# bits of each number.
-TOLERANCE = {"fp32": (1e-3, 0.9999), "bf16": (0.25, 0.99)}
+# relative to the largest logit, and smallest cosine of the logits of an image. Half precision keeps
+# 11 bits of each number, bfloat16 8.
+TOLERANCE = {"fp32": (1e-3, 0.9999), "fp16": (0.03, 0.999), "bf16": (0.25, 0.99)}
 
 
 class Check(Value, frozen=True, kw_only=True):
@@ -129,31 +136,153 @@ def build_program(
     return segments, program
 
 
+@dataclass
+class NetworkSource:
+    """The topologies of a network, cut together, compiled as they are asked for."""
+
+    stitched: StitchNetwork
+    network: str | None
+    """Digest of the weights; `None`: random ones."""
+    cut: Cut
+    folder: Path
+    device: Device
+    backend: Backend
+    precision: str
+    batch: int
+    progress: Progress = silent
+    done: set[str] = field(default_factory=set)
+
+    @property
+    def family(self) -> Family:
+        return self.stitched.family
+
+    @property
+    def segments(self) -> Mapping[str, tuple[str, ...]]:
+        return self.cut.chains
+
+    def program(self, topologies: Sequence[str]) -> Program:
+        wanted = part(self.cut, topologies)
+        compile_segments(
+            self.stitched,
+            wanted,
+            self.backend,
+            self.folder,
+            precision=self.precision,
+            batch=self.batch,
+            done=self.done,
+            progress=self.progress,
+        )
+        self.done |= set(wanted.atoms)
+        return load_program(
+            wanted,
+            self.backend,
+            self.folder,
+            lambda: self.stitched,
+            self.device,
+            precision=self.precision,
+            batch=self.batch,
+        )
+
+    def classes(self) -> Mapping[str, str]:
+        return atom_classes(self.stitched)
+
+
 def profile_network(
     network: StitchNetwork,
-    device: Device,
-    settings: TimerSettings | None = None,
+    instruments: Instruments,
+    settings: MeasureSettings | None = None,
     *,
     topologies: tuple[str, ...] = (),
     backend: str | Backend = "auto",
     precision: str = "fp32",
     batch: int = 1,
+    random_weights: bool = False,
+    unfinished: Path | None = None,
     progress: Progress = silent,
 ) -> tuple[Profile, Samples]:
-    """The profile of a network's topologies, all or those given, and the samples behind it."""
+    """The profile of a network's topologies, all or those given, and the samples behind it.
+
+    With `unfinished` what is measured is kept there at once, and a killed profile that is called
+    again goes on with it; the caller removes the file once the profile is saved.
+
+    Raises:
+        MismatchError: `unfinished` is of something else.
+    """
+    settings = settings or MeasureSettings()
+    with network_source(
+        network,
+        instruments.device,
+        topologies,
+        backend=backend,
+        precision=precision,
+        batch=batch,
+        random_weights=random_weights,
+        progress=progress,
+    ) as source:
+        journal = _journal(source, instruments, settings, unfinished) if unfinished else None
+        try:
+            return measure(source, instruments, settings, journal=journal, progress=progress)
+        finally:
+            if journal:
+                journal.close()
+
+
+@contextmanager
+def network_source(
+    network: StitchNetwork,
+    device: Device,
+    topologies: tuple[str, ...] = (),
+    *,
+    backend: str | Backend = "auto",
+    precision: str = "fp32",
+    batch: int = 1,
+    random_weights: bool = False,
+    progress: Progress = silent,
+) -> Iterator[NetworkSource]:
+    """A network's topologies, all or those given, cut together; what is compiled goes at the end."""
     names = topologies or tuple(t.name for t in network.topologies)
+    chosen = find_backend(backend, device.accelerator)
+    require(chosen, precision, device)
     with tempfile.TemporaryDirectory(prefix="edgestitch-") as folder:
-        _, program = build_program(
-            network,
-            tuple(network.family.topology(name).name for name in names),
-            Path(folder),
-            device,
-            backend=backend,
+        yield NetworkSource(
+            stitched=network,
+            network=None if random_weights else network.digest,
+            cut=cut_topologies(network.family, [network.family.topology(n).name for n in names]),
+            folder=Path(folder),
+            device=device,
+            backend=chosen,
             precision=precision,
             batch=batch,
             progress=progress,
         )
-        return measure(program, network.family, network.digest, device, settings, progress=progress)
+
+
+def _journal(
+    source: NetworkSource, instruments: Instruments, settings: MeasureSettings, path: Path
+) -> Journal:
+    """What was measured of just this before, if anything was.
+
+    How much is enough may have changed: that is no reason to throw away what there is.
+    """
+    device, energy = source.device, settings.energy
+    return Journal(
+        path,
+        {
+            "family": source.family.digest,
+            "network": str(source.network),
+            "topologies": " ".join(source.segments),
+            "device": f"{device.name}, {device.hardware}, {device.power_mode}",
+            "backend": f"{source.backend.name} {source.backend.version()}, {source.precision}",
+            "batch": str(source.batch),
+            "meter": instruments.meter.name,
+            "window": f"{energy.window_s} s, {energy.periods} periods" if energy else "none",
+            "load": str(settings.load),
+            "contention": str(settings.contention),
+            "burst": str(settings.timer.burst),
+            "edgestitch": version("edgestitch"),
+            "throttled": "kept" if settings.timer.keep_throttled else "dropped",
+        },
+    )
 
 
 def compile_deployment(
@@ -161,13 +290,14 @@ def compile_deployment(
     plan: Plan,
     accuracy: Accuracy,
     out: Path,
-    device: Device,
-    settings: TimerSettings | None = None,
+    instruments: Instruments,
+    settings: MeasureSettings | None = None,
     *,
     backend: str | Backend = "auto",
     precision: str = "fp32",
     batch: int = 1,
     images: np.ndarray | None = None,
+    from_estimate: bool = False,
     progress: Progress = silent,
 ) -> Deployment:
     """Compiles the resident topologies of a plan into a deployment, and opens it.
@@ -178,12 +308,19 @@ def compile_deployment(
     deployment in its place is replaced.
 
     Raises:
-        MismatchError: plan or accuracy are another network's.
+        MismatchError: plan or accuracy are another network's, or the plan was made from estimates
+            and `from_estimate` does not insist.
         CompileError: the backend refuses a segment or computes something else than eager.
         ArtifactError: `out` exists and is no deployment, or cannot be written.
     """
     weights = network.digest
-    require_equal("network and plan", network=(weights, plan.network))
+    require_same_network("network and plan", weights, plan.network)
+    if plan.estimated and not from_estimate:
+        raise MismatchError(
+            f"the plan of {plan.family} was made from estimated costs, and a deployment stands on "
+            "measured ones; profile on the device and plan again, or insist with --from-estimate"
+        )
+    settings = msgspec.structs.replace(settings or MeasureSettings(), compose=False)
     accuracy.check("network", network.family.name, weights)
     names = tuple(candidate.topology for candidate in plan.resident)
     with replacing_folder(out, MANIFEST, "deployment") as folder:
@@ -191,16 +328,15 @@ def compile_deployment(
             network,
             names,
             folder / SEGMENTS,
-            device,
+            instruments.device,
             backend=backend,
             precision=precision,
             batch=batch,
             progress=progress,
         )
         checks = check_program(program, network, images, progress=progress)
-        profile, samples = measure(
-            program, network.family, weights, device, settings, progress=progress
-        )
+        source = LoadedSource(network.family, weights, segments.chains, program)
+        profile, samples = measure(source, instruments, settings, progress=progress)
         save_network(network, folder / NETWORK)
         save(accuracy, folder / "accuracy.json")
         save_profile(profile, samples, folder / "profile.json")
@@ -274,11 +410,16 @@ def open_deployment(folder: Path) -> Deployment:
     device = resolve(conditions.device)
     backend = find_backend(conditions.backend)
     require(backend, conditions.precision, device)
-    if device.hardware != conditions.hardware:
-        raise MismatchError(_elsewhere(folder, "hardware", conditions.hardware, device.hardware))
-    found, made_with = backend.version(), conditions.versions[backend.name]
-    if found != made_with:
-        raise MismatchError(_elsewhere(folder, f"{backend.name} version", made_with, found))
+    pairs = {
+        "hardware": (conditions.hardware, device.hardware),
+        "module": (conditions.module, device.module),
+        "power mode": (conditions.power_mode, device.power_mode),
+        "driver": (conditions.versions.get("driver"), device.driver),
+        f"{backend.name} version": (conditions.versions[backend.name], backend.version()),
+    }
+    for what, (made_with, found) in pairs.items():
+        if made_with not in (None, found):
+            raise MismatchError(_elsewhere(folder, what, made_with, found))
     program = load_program(
         Cut(atoms=manifest.segments, chains=manifest.chains),
         backend,
@@ -298,7 +439,7 @@ def open_deployment(folder: Path) -> Deployment:
     )
 
 
-def _elsewhere(folder: Path, field: str, made_for: str, found: str) -> str:
+def _elsewhere(folder: Path, field: str, made_for: str | None, found: str | None) -> str:
     return (
         f"the deployment at {folder} was compiled and measured for another machine: {field} is "
         f"{made_for} there and {found} here; compile it here"

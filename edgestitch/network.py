@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from . import anchor as anchors
 from .artifact import load_tensors, save_tensors, tensor_digest
@@ -237,11 +239,12 @@ def _field(name: str, content: str, kind: type[T], path: Path) -> T:
 
 
 def count(network: StitchNetwork) -> Complexity:
-    """Multiply-adds and parameters of every atom, on one image.
+    """Multiply-adds, parameters, activations and operators of every atom, on one image.
 
-    Counted by fvcore as in the stitching papers: a multiply-add is one, a LayerNorm five per
-    element, activations and additions nothing. Attention must go through plain matrix products
-    for that (fvcore 0.1.5 does not see the fused operator), so it does while counting.
+    Multiply-adds are counted by fvcore as in the stitching papers: a multiply-add is one, a
+    LayerNorm five per element, activations and additions nothing. Attention must go through plain
+    matrix products for that (fvcore 0.1.5 does not see the fused operator), so it does while
+    counting; activations and operators are those of plain attention as well.
     """
     costs: dict[str, AtomComplexity] = {}
     outputs: dict[str, Tensor] = {}  # each atom runs once: what enters it has the same shape always
@@ -251,7 +254,8 @@ def count(network: StitchNetwork) -> Complexity:
     for module, _ in fused:
         module.fused_attn = False
     try:
-        with torch.inference_mode(), warnings.catch_warnings():
+        # Not inference mode: there torch would not take operators apart into those that are run.
+        with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # fvcore uses what torch will drop
             from fvcore.nn import FlopCountAnalysis
 
@@ -261,15 +265,50 @@ def count(network: StitchNetwork) -> Complexity:
                     if name not in costs:
                         analysis = FlopCountAnalysis(atom, x)
                         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+                        macs = int(analysis.total())
+                        # Second, so that what LeViT computes once and keeps is not counted.
+                        with _Operators() as operators:
+                            outputs[name] = atom(x)
                         costs[name] = AtomComplexity(
-                            macs=int(analysis.total()), params=_num_params(atom)
+                            macs=macs,
+                            params=_num_params(atom),
+                            activations=operators.activations,
+                            kernels=operators.kernels,
                         )
-                        outputs[name] = atom(x)
                     x = outputs[name]
     finally:
         for module, was in fused:
             module.fused_attn = was
     return Complexity(family=network.family.name, family_digest=network.family.digest, atoms=costs)
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operators that compute something, and the elements that they write.
+
+    Views, which give a tensor another shape, and allocations are not among them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kernels = 0
+        self.activations = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        found = func(*args, **(kwargs or {}))
+        read, written = _tensors((args, kwargs)), _tensors(found)
+        # `aten::_unsafe_view` declares no alias, so memory says what is a view.
+        memory = {t.untyped_storage()._cdata for t in read}
+        view = all(t.untyped_storage()._cdata in memory for t in written)
+        if read and (func._schema.is_mutable or not view):
+            self.kernels += 1
+            self.activations += sum(t.numel() for t in written if t.is_floating_point())
+        return found
+
+
+def _tensors(values: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _num_params(atom: nn.Module) -> int:

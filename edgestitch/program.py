@@ -1,13 +1,15 @@
 """Programs: topologies of a network cut into segments, compiled, and ready to be called."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-from .backends import Backend, Compiled, Run
+from .backends import Backend, Compiled, Marked, Run
 from .device import Device
 from .errors import DeviceError
 from .family import Family, cut, normalized_range, segment_name
@@ -34,6 +36,8 @@ class Program:
     version: str
     segments: tuple[str, ...]
     runs: Mapping[str, Run]
+    marked: Mapping[str, Marked] = field(default_factory=dict)
+    """The same with the time of each segment, if the backend can tell."""
 
 
 def cut_topologies(family: Family, topologies: Iterable[str]) -> Cut:
@@ -47,6 +51,33 @@ def cut_topologies(family: Family, topologies: Iterable[str]) -> Cut:
             for name, chain in chains.items()
         },
     )
+
+
+def part(plan: Cut, topologies: Iterable[str]) -> Cut:
+    """Some topologies of a cut, divided as they are there."""
+    chains = {name: plan.chains[name] for name in topologies}
+    used = dict.fromkeys(segment for chain in chains.values() for segment in chain)
+    return Cut(atoms={name: plan.atoms[name] for name in used}, chains=chains)
+
+
+def atom_classes(network: StitchNetwork) -> dict[str, str]:
+    """For each atom the first one of its anchor that computes the same thing.
+
+    That is one of the same modules with the same options, weights of the same shapes and the same
+    buffers: blocks of Swin that shift their windows have a mask, and the others do not.
+    """
+    first: dict[tuple[str, str], str] = {}
+    return {
+        name: first.setdefault((name.split(":")[0], _signature(module)), name)
+        for name, module in network.atoms.items()
+    }
+
+
+def _signature(module: nn.Module) -> str:
+    # Paths that are dropped in training at a rate that grows with depth cost the same in use.
+    structure = re.sub(r"drop_prob=[0-9.e-]+", "", repr(module))
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return f"{structure} {[(name, tuple(tensor.shape)) for name, tensor in tensors]}"
 
 
 def require(backend: Backend, precision: str, device: Device) -> None:
@@ -73,9 +104,13 @@ def compile_segments(
     *,
     precision: str = "fp32",
     batch: int = 1,
+    done: Container[str] = (),
     progress: Progress = silent,
 ) -> None:
-    """Compiles every segment once, on its real input shape, to files in a folder."""
+    """Compiles every segment once, on its real input shape, to files in a folder.
+
+    Those in `done` are there already.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     outputs: dict[str, torch.Size] = {}
     device = next(network.parameters()).device
@@ -87,7 +122,8 @@ def compile_segments(
                 progress("compile", len(outputs), len(plan.atoms))
                 segment = network.chain(plan.atoms[name])
                 example = torch.zeros(shape, device=device)
-                backend.compile(segment, example, folder / name, precision)
+                if name not in done:
+                    backend.compile(segment, example, folder / name, precision)
                 with torch.inference_mode():
                     outputs[name] = segment(example).shape
             shape = outputs[name]
@@ -115,6 +151,7 @@ def load_program(
         accelerator=device.accelerator,
         network=network,
     )
+    loaded = backend.load(compiled)
     return Program(
         backend=backend.name,
         precision=precision,
@@ -122,7 +159,8 @@ def load_program(
         threads=device.cores,
         version=backend.version(),
         segments=tuple(plan.atoms),
-        runs=backend.load(compiled),
+        runs=loaded.runs,
+        marked=loaded.marked,
     )
 
 

@@ -688,12 +688,16 @@ def _notes(accuracy: Accuracy, profile: Profile | None) -> list[str]:
         notes.append(f"It was not measured here{other}, but published: {accuracy.source}.")
     if profile is None:
         return notes
-    few = sum(cost.p99_ms is None for cost in profile.costs)
+    few = sum(cost.p99_ms is None and cost.origin == "measured" for cost in profile.costs)
     if few:
         notes.append(
             f"{_plural(few, 'topology has', 'topologies have')} fewer samples than a bound of the "
             "99th percentile takes: the largest sample stands in its place."
         )
+    if profile.number("composed"):
+        notes.append(f"Costs without a 99th percentile are {_composed(profile)}.")
+    if profile.estimated:
+        notes.append("Latencies are estimates from the device's peaks: nothing was measured yet.")
     if any(cost.energy_mj is None for cost in profile.costs):
         notes.append(f"Energy {_energy(profile)}.")
     return notes
@@ -813,7 +817,8 @@ def _where(conditions: Conditions) -> list[tuple[str, str]]:
 def _how(profile: Profile, protocol: Protocol) -> list[tuple[str, str]]:
     return [
         ("Date", f"{profile.date}, {protocol.duration_s:.0f} s long"),
-        ("Samples", _samples(profile.costs)),
+        ("Samples", _samples([cost for cost in profile.costs if cost.origin == "measured"])),
+        *([("Composed", _composed(profile))] if profile.composition else []),
         (
             "Stop rule",
             f"95 % interval of the median within {100 * protocol.precision:g} % either way and at "
@@ -822,6 +827,7 @@ def _how(profile: Profile, protocol: Protocol) -> list[tuple[str, str]]:
         ("Stopped", _stopped(protocol)),
         ("Warm-up", _settled(protocol)),
         ("Order", f"topologies in turn at random, seed {protocol.seed}"),
+        ("Throttled", _throttled(protocol)),
         ("Segments", f"cut into {len(profile.segments)}"),
         ("Meter", profile.meter),
         ("Energy", _energy(profile)),
@@ -853,8 +859,34 @@ def _settled(protocol: Protocol) -> str:
     )
 
 
+def _composed(profile: Profile) -> str:
+    """How the costs came about that were not measured."""
+    if profile.composition is None:
+        return "none: all were measured"
+    latency = profile.composition.latency
+    return (
+        f"{profile.number('composed')} of {len(profile.costs)}, as sums fitted to "
+        f"{len(profile.composition.designed)} measured ones; error on {latency.held_out} others: "
+        f"median {100 * latency.median_error:.1f} %, 95th percentile {100 * latency.p95_error:.1f} %; "
+        f"the bounds hold with {100 * latency.confidence:.0f} %"
+    )
+
+
+def _throttled(protocol: Protocol) -> str:
+    if not protocol.throttled:
+        return "no sample was taken while the device said that it throttles"
+    reasons = ", ".join(f"{n} for {reason}" for reason, n in protocol.throttled.items())
+    return f"samples taken while the device throttled, not counted above: {reasons}"
+
+
 def _energy(profile: Profile) -> str:
     measured = sum(cost.energy_mj is not None for cost in profile.costs)
+    if measured == len(profile.costs) and profile.energy is not None:
+        found = profile.energy
+        return (
+            f"of {found.scope}, windows of {found.window_s:.3g} s, 95 % interval within "
+            f"{100 * found.precision:.1f} % either way"
+        )
     if measured == len(profile.costs):
         return "measured for every topology"
     if measured:

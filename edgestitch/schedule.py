@@ -11,7 +11,7 @@ import msgspec
 from .accuracy import Accuracy, Origin
 from .artifact import Artifact, Value, digest
 from .errors import InfeasibleError, MismatchError
-from .profile import Profile, require_equal
+from .profile import Profile, require_same_network
 
 QUANTITIES = {"latency_ms": "ms", "energy_mj": "mJ", "power_w": "W"}
 """What a budget can bound, with the unit for messages."""
@@ -166,13 +166,15 @@ class Plan(Artifact, frozen=True, kw_only=True, dict=True, omit_defaults=True):
     version: ClassVar[int] = 1
 
     family: str
-    network: str
-    """Digest of the weights."""
+    network: str | None
+    """Digest of the weights; `None`: neither profile nor accuracy are of certain ones."""
     profile: str
     accuracy: str
     """Digests of the artifacts that it was made from."""
     origin: Origin = "measured"
     """Of the accuracies; published ones are of other weights than those of the plan."""
+    estimated: bool = False
+    """Whether costs of it are estimates from the device's descriptor, not measured."""
     resident: Annotated[tuple[Candidate, ...], msgspec.Meta(min_length=1)]
     """Fastest first; the first one is the safety topology, used when nothing fits."""
     choices: tuple[Choice, ...]
@@ -245,7 +247,7 @@ def with_costs(plan: Plan, profile: Profile, accuracy: Accuracy) -> Plan:
     Raises:
         MismatchError: the profile lacks one of them, or is of another network.
     """
-    require_equal("plan and profile", network=(plan.network, profile.network))
+    require_same_network("plan and profile", plan.network, profile.network)
     known = {candidate.topology: candidate for candidate in candidates(profile, accuracy)}
     for candidate in plan.resident:
         profile.predict(candidate.topology)  # names what is missing
@@ -263,10 +265,11 @@ def _plan(
     ordered = tuple(sorted(unique.values(), key=lambda c: (c.latency_ms, c.top1)))
     return Plan(
         family=profile.family,
-        network=profile.network,
+        network=profile.network or accuracy.network,
         profile=digest(profile),
         accuracy=digest(accuracy),
         origin=accuracy.origin,
+        estimated=profile.estimated,
         resident=ordered,
         choices=tuple(_answer(ordered, budget) for budget in budgets),
     )

@@ -2,7 +2,8 @@
 
 `toy_deployment` compiles and measures a real but tiny network, for code that holds a `Runtime`;
 `fake_deployment` is one in memory with the costs that you say; `null_backend` computes nothing;
-`FakeTimer` gives the latencies that you say.
+`FakeTimer` gives the latencies that you say; `SimulatedDevice` is a whole device with true costs that
+you say, meters and sensors, on which profiles are made in no time.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,27 +13,35 @@ import numpy as np
 import torch
 
 from .accuracy import Accuracy, accuracy_row
-from .backends import Backend, Compiled, Run
+from .backends import Backend, Compiled, Loaded
 from .data import toy_images as toy_images
 from .device import detect
 from .engine import Deployment, Manifest, compile_deployment, profile_network
 from .errors import CompileError
 from .evaluate import evaluate
+from .measure import MeasureSettings, find_instruments
 from .network import StitchNetwork, build_network
 from .profile import Conditions, Cost, Profile, Protocol
 from .program import Program, cut_topologies
 from .recipe import load_family
 from .schedule import plan
+from .simulation import SimulatedDevice as SimulatedDevice
+from .simulation import Throttling as Throttling
 from .timer import TimerSettings
 
-FEW_SAMPLES = TimerSettings(min_samples=20, precision=1.0, time_cap_s=1.0)
+FEW_SAMPLES = MeasureSettings(
+    timer=TimerSettings(min_samples=20, precision=1.0, time_cap_s=1.0, min_warmup_s=0.0),
+    energy=None,
+    compose=False,
+)
+"""Enough to try code with, too few to believe."""
 
 
 class FakeTimer:
     """A clock that only the subjects move, each call by the latency you give for it.
 
     >>> timer = FakeTimer({"a": 1.0, "b": lambda call: 2.0 if call < 100 else 3.0})
-    >>> samples = interleave(timer.subjects, clock=timer.clock)
+    >>> samples = interleave(timer.subjects, clock=timer.clock, sleep=timer.sleep)
 
     A latency is in milliseconds; as a function it gets the number of the call, from 0.
     """
@@ -45,6 +54,9 @@ class FakeTimer:
 
     def clock(self) -> int:
         return self.now_ns
+
+    def sleep(self, seconds: float) -> None:
+        self.now_ns += round(seconds * 1e9)
 
     @property
     def subjects(self) -> dict[str, Callable[[], None]]:
@@ -73,11 +85,13 @@ def null_backend(
             raise CompileError(f"null cannot compile {path.name}, as it was told")
         path.with_name(f"{path.name}.null").write_text(precision)
 
-    def load(compiled: Compiled) -> Mapping[str, Run]:
+    def load(compiled: Compiled) -> Loaded:
         for segment in compiled.atoms:
             (compiled.folder / f"{segment}.null").read_text()
-        return dict.fromkeys(
-            compiled.chains, lambda images: np.zeros((len(images), num_classes), np.float32)
+        return Loaded(
+            runs=dict.fromkeys(
+                compiled.chains, lambda images: np.zeros((len(images), num_classes), np.float32)
+            )
         )
 
     return Backend(
@@ -99,12 +113,12 @@ def toy_network(*, seed: int = 0) -> StitchNetwork:
 
 def toy_deployment(folder: Path, *, backend: str = "eager") -> Deployment:
     """A deployment of `toy_network` with its whole Pareto front resident, really compiled here."""
-    network, device = toy_network(), detect()
+    network, instruments = toy_network(), find_instruments(detect(), energy=False)
     accuracy = evaluate(network, toy_images(64))
-    profile, _ = profile_network(network, device, FEW_SAMPLES, backend=backend)
+    profile, _ = profile_network(network, instruments, FEW_SAMPLES, backend=backend)
     chosen = plan(profile, accuracy)
     return compile_deployment(
-        network, chosen, accuracy, folder, device, FEW_SAMPLES, backend=backend
+        network, chosen, accuracy, folder, instruments, FEW_SAMPLES, backend=backend
     )
 
 
@@ -202,4 +216,5 @@ def _fake_cost(topology: str, cost_ms: float, energy_mj: float | None) -> Cost:
         max_ms=cost_ms,
         energy_mj=energy_mj,
         samples=1000,
+        origin="measured",
     )

@@ -2,12 +2,21 @@
 
 from collections.abc import Iterable, Mapping
 
+import msgspec
 from hypothesis import strategies as st
 
 from edgestitch.accuracy import Accuracy, TopologyAccuracy
 from edgestitch.complexity import AtomComplexity, Complexity
 from edgestitch.family import Anchor, Family, Stitching
-from edgestitch.profile import Conditions, Cost, Profile, Protocol
+from edgestitch.profile import (
+    Certificate,
+    Composition,
+    Conditions,
+    Cost,
+    Load,
+    Profile,
+    Protocol,
+)
 from edgestitch.schedule import QUANTITIES, Budget, Candidate, Choice, Plan
 from edgestitch.topology import Run, Topology
 
@@ -113,15 +122,32 @@ complexities = st.builds(
 plans = st.builds(
     Plan,
     family=texts,
-    network=texts,
+    network=st.none() | texts,
     profile=texts,
     accuracy=texts,
     origin=st.sampled_from(["measured", "published"]),
+    estimated=st.booleans(),
     resident=st.lists(candidates(finite), min_size=1, max_size=3).map(tuple),
     choices=st.lists(st.builds(Choice, budget=budgets(), topology=texts), max_size=2).map(tuple),
 )
 
 artifacts = st.one_of(accuracies, complexities, plans)
+
+loads = st.one_of(
+    st.just(Load()),
+    st.builds(Load, kind=st.just("paced"), rate_hz=st.floats(0.1, 1e4)),
+    st.builds(Load, kind=st.just("after-idle"), gap_ms=st.floats(0.1, 1e4)),
+)
+certificates = st.builds(
+    Certificate,
+    held_out=st.integers(1, 100),
+    median_error=positive,
+    p95_error=positive,
+    factor=positive,
+    spread=positive,
+    confidence=st.floats(0.5, 1),
+    costs=st.dictionaries(texts, positive, max_size=3),
+)
 
 
 def cost(
@@ -144,24 +170,46 @@ def cost(
         max_ms=bound,
         energy_mj=energy,
         samples=samples,
+        origin="measured",
     )
 
 
-def profile(costs: Iterable[Cost], *, family: str = "toy", network: str = "weights") -> Profile:
+def conditions(**changes: object) -> Conditions:
+    """Made-up conditions, with these changes."""
+    plain = Conditions(
+        device="cpu",
+        hardware="a CPU of 2 cores",
+        power_mode=None,
+        backend="eager",
+        precision="fp32",
+        batch=1,
+        threads=1,
+        versions={"torch": "2.8.0"},
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def composition(certificate: Certificate) -> Composition:
+    """A composition of the toy family that this certificate judges."""
+    return Composition(
+        designed=("a:0:3",),
+        validated=("b:0:3",),
+        classes={"a:0": "a:0", "a:1": "a:0"},
+        latency=certificate,
+        bound=certificate,
+        target=0.05,
+        noise=0.01,
+    )
+
+
+def profile(
+    costs: Iterable[Cost], *, family: str = "toy", network: str | None = "weights"
+) -> Profile:
     """A profile of made-up conditions with these costs."""
     return Profile(
         family=family,
         network=network,
-        conditions=Conditions(
-            device="cpu",
-            hardware="a CPU of 2 cores",
-            power_mode=None,
-            backend="eager",
-            precision="fp32",
-            batch=1,
-            threads=1,
-            versions={"torch": "2.8.0"},
-        ),
+        conditions=conditions(),
         protocol=Protocol(
             precision=0.02,
             min_samples=473,

@@ -42,6 +42,7 @@ VERBS = [
     "run",
     "schedule",
     "show",
+    "verify",
 ]
 
 
@@ -255,6 +256,12 @@ def test_calibrate_makes_a_network_that_evaluates(tmp_path):
         ("schedule {0}/profile.json {0}/accuracy.json --budget-ms nan", "must be above zero"),
         ("schedule {0}/profile.json {0}/accuracy.json --budget-ms 1e-6", "no topology fits 1e-06 ms: the cheapest"),
         ("schedule {0}/profile.json {0}/accuracy.json --budget-mj 5", "no energy_mj was measured"),
+        ("profile {0}/toy.safetensors --require-energy --out {0}/x.json", "no energy meter works on cpu: nvml"),
+        ("profile {0}/toy.safetensors --meter sundial", "no meter 'sundial'; there are nvml-energy"),
+        ("profile {0}/toy.safetensors --power-modes 15W", "power mode"),
+        ("profile {0}/toy.safetensors --device jetson-orin", "--host user@jetson, or use --device auto"),
+        ("profile {0}/toy.safetensors --topologies a:0:3 --contend false --out {0}/x.json", "ended with exit code 1"),
+        ("profile toy --device jetson-orin --estimate", "name one"),
         ("run {0}", "no deployment at"),
         ("run {0}/deployment --images {0}/toy.safetensors", "holds 'stitch network', but 'labelled images'"),
         ("run {0}/deployment", r"images of \[1, 28, 28\], the network takes \[1, 8, 8\]"),
@@ -277,6 +284,10 @@ def test_a_mistake_is_one_line_with_the_next_step(files, line, message):
         ("show toy --window 3", "--window, --stride and --all-pairs are for --anchors"),
         ("show toy --out counts.json", "--out is for counts: give --count or --anchors"),
         ("report", "give ACCURACY or --family"),
+        ("show toy --profile p.json --device cpu", "give --profile or --device, not both"),
+        ("profile toy --rate 30 --idle-ms 5", "give --rate or --idle-ms, not both"),
+        ("profile toy --power-modes 15W,25W --out p.json", "--out and --host are for one"),
+        ("profile toy --host user@jetson --estimate", "an estimate needs no --host"),
     ],
 )
 def test_usage_errors_have_exit_code_2(line, message):
@@ -295,6 +306,8 @@ def test_traceback_is_shown_on_demand():
     "arguments",
     [
         "show deit-ti-s-b",
+        "show deit-ti-s-b --device jetson-orin-nano",
+        "profile deit-ti-s-b --device jetson-agx-orin --precision fp16 --estimate --out X",
         "schedule P A --out X",
         "report A --profile P --out X",
         "report --family deit3-s-l --out X",
@@ -320,21 +333,120 @@ def test_no_progress_bar_where_nobody_looks(files, tmp_path):
     assert CliRunner().invoke(command_line.cli, shlex.split(line)).stderr == ""
 
 
-def test_an_interrupt_leaves_nothing_half_written(files, tmp_path):
-    out = tmp_path / "p.json"
-    line = f"-m edgestitch profile {files}/toy.safetensors --backend eager --out {out}"
-    command = [sys.executable, *shlex.split(f"{line} --min-samples 1000000 --time-cap-s 600")]
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "edgestitch: interrupted; nothing half-written is left"),
+        (signal.SIGTERM, 143, "edgestitch: terminated; nothing half-written is left"),
+        (signal.SIGKILL, -9, ""),
+    ],
+)
+def test_a_profile_that_is_stopped_goes_on_where_it_was(files, tmp_path, number, code, said):
+    out, unfinished = tmp_path / "p.json", tmp_path / "p.unfinished"
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    environment = {**os.environ, "TMPDIR": str(temporary)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    _wait_for(lambda: any(temporary.glob("edgestitch-*")), process)
-    process.send_signal(signal.SIGINT)
+    line = f"profile {files}/toy.safetensors --backend eager --out {out}"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgestitch", *shlex.split(f"{line} --min-samples 1000000")],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    _wait_for(lambda: unfinished.exists() and unfinished.stat().st_size > 10_000, process)
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert stderr.strip() == "edgestitch: interrupted; nothing half-written is left"
-    assert list(tmp_path.iterdir()) == [temporary]
-    assert list(temporary.glob("edgestitch-*")) == []
+    assert process.returncode == code
+    assert stderr.strip() == said
+    assert not out.exists()
+    if number != signal.SIGKILL:
+        assert list(temporary.glob("edgestitch-*")) == []
+    kept = unfinished.stat().st_size
+    assert "load is back-to-back there and paced at 200 Hz now" in failure(f"{line} --rate 200")
+    assert unfinished.stat().st_size == kept
+    edgestitch(f"{line} {FAST}")
+    found = load(Profile, out)
+    assert found.protocol.resumed == 1
+    assert min(cost.samples for cost in found.costs) >= 20
+    assert not unfinished.exists()
+
+
+def test_a_recipe_without_weights_is_profiled_with_random_ones(tmp_path):
+    out = tmp_path / "p.json"
+    result = CliRunner().invoke(
+        command_line.cli, shlex.split(f"profile toy --backend eager {FAST} --out {out}")
+    )
+    assert result.exit_code == 0, result.output
+    assert "no weights ship for toy: random ones, which cost the same" in result.stderr
+    assert load(Profile, out).network is None
+
+
+def test_a_plan_made_of_estimates_says_so_and_is_compiled_only_on_demand(files, tmp_path):
+    device = "--device cpu --precision fp32"
+    edgestitch(f"show toy --count --out {tmp_path}/toy.complexity.json")
+    edgestitch(f"profile toy {device} --estimate --out {tmp_path}/e.json")
+    estimated = load(Profile, tmp_path / "e.json")
+    assert {cost.origin for cost in estimated.costs} == {"estimated"}
+    said = edgestitch(
+        f"schedule {tmp_path}/e.json {files}/accuracy.json --out {tmp_path}/plan.json"
+    )
+    assert "costs ESTIMATED, nothing was measured" in said
+    line = (
+        f"compile {files}/toy.safetensors {tmp_path}/plan.json {files}/accuracy.json "
+        f"--backend eager {FAST} --out {tmp_path}/d"
+    )
+    assert "made from estimated costs" in failure(line)
+    edgestitch(f"{line} --from-estimate --no-energy")
+    assert "estimated and not measured" in _verify(f"{tmp_path}/e.json toy")[1]
+
+
+def test_show_marks_what_is_measured_and_what_is_estimated(files):
+    measured = json.loads(edgestitch(f"show toy --profile {files}/profile.json --json"))
+    assert {entry["latency_origin"] for entry in measured["topologies"]} == {"measured"}
+    estimated = json.loads(edgestitch("show deit-ti-s-b --device jetson-orin-nano --json"))
+    assert {entry["latency_origin"] for entry in estimated["topologies"]} == {"estimated"}
+    assert "estimated" in edgestitch("show deit-ti-s-b --device jetson-orin-nano")
+
+
+def test_verify_says_by_its_exit_code_whether_a_profile_holds(files, tmp_path):
+    profile = load(Profile, files / "profile.json")
+
+    def scaled(name: str, factor: float) -> str:
+        costs = tuple(
+            msgspec.structs.replace(
+                cost,
+                latency_ms=cost.latency_ms * factor,
+                latency_low_ms=cost.latency_low_ms * factor,
+                latency_high_ms=cost.latency_high_ms * factor,
+            )
+            for cost in profile.costs
+        )
+        save(msgspec.structs.replace(profile, costs=costs), tmp_path / name)
+        return f"{tmp_path / name} {files}/toy.safetensors"
+
+    assert _verify(f"{scaled('same.json', 1)} --tolerance 5 --number 3")[0] == 0
+    code, said = _verify(f"{scaled('slow.json', 100)} --number 3")
+    assert (code, "no longer holds" in said) == (1, True)
+    assert _verify(f"{files}/profile.json toy")[0] == 3  # other weights
+    conditions = msgspec.structs.replace(profile.conditions, hardware="Colossus")
+    save(msgspec.structs.replace(profile, conditions=conditions), tmp_path / "other.json")
+    code, said = _verify(f"{tmp_path}/other.json {files}/toy.safetensors")
+    assert code == 3
+    assert "hardware is Colossus and" in said
+
+
+def _verify(line: str) -> tuple[int, str]:
+    result = CliRunner().invoke(command_line.cli, ["verify", *shlex.split(line)])
+    return result.exit_code, result.output
+
+
+def test_a_load_is_part_of_the_conditions(files, tmp_path):
+    options = f"--backend eager --topologies a:0:3 {FAST} --out {tmp_path}/p.json"
+    edgestitch(f"profile {files}/toy.safetensors {options} --rate 200")
+    found = load(Profile, tmp_path / "p.json").conditions
+    assert str(found.load) == "paced at 200 Hz"
+    edgestitch(f"profile {files}/toy.safetensors {options} --idle-ms 5 --contend 'sleep 100'")
+    found = load(Profile, tmp_path / "p.json").conditions
+    assert (str(found.load), found.contention) == ("after 5 ms idle", "sleep 100")
 
 
 def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:

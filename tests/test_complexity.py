@@ -1,13 +1,18 @@
-"""Sums over atoms, and how far a topology lies above the line between its anchors."""
+"""Sums over atoms, what is counted, and how far a topology lies above the line of its anchors."""
+
+from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgestitch import MismatchError, load_family
+from edgestitch.artifact import digest, load
 from edgestitch.catalog import overview, shipped_complexity
 from edgestitch.complexity import AtomComplexity, Complexity, above_line
+from edgestitch.network import build_network, count
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +89,54 @@ def test_the_complexity_of_another_family_is_refused_with_both(deit):
     other = msgspec.structs.replace(load_family("deit-ti-s-b"), num_classes=10)
     with pytest.raises(MismatchError, match="complexity was counted for deit-ti-s-b"):
         overview(other, complexity=complexity)
+
+
+# --- what is counted -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return counted("toy")
+
+
+def counted(name: str) -> Complexity:
+    with torch.random.fork_rng(devices=[]):
+        return count(build_network(load_family(name)))
+
+
+def test_a_transformer_block_has_the_operators_that_one_counts_by_hand(toy):
+    block = toy.atoms["a:1"]
+    # Norms, linear layers, additions, GELU; in attention the scaling of queries, two products, the
+    # softmax, and the copy that puts the heads side by side.
+    assert block.kernels == 2 + 4 + 2 + 1 + 1 + 2 + 1 + 1
+    tokens, width, heads = 5, 8, 2
+    norms = 2 * (tokens * width + 2 * tokens)  # each with mean and deviation of every token
+    linear = tokens * width * (3 + 1 + 4 + 1)
+    scores = 2 * heads * tokens * tokens  # before and after the softmax
+    rest = tokens * width * (2 + 4 + 1 + 1 + 1)  # additions, GELU, scaled, mixed, copied
+    assert block.activations == norms + linear + scores + rest
+
+
+def test_operators_in_place_count_and_views_do_not():
+    atoms = counted("fashion-resnet").atoms
+    # Two convolutions, norms and ReLUs, one addition.
+    assert atoms["r18:1"].kernels == 2 + 2 + 2 + 1
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # fvcore uses what torch will drop
+def test_at_least_what_convolutions_and_products_write_is_counted(toy, toy_network, toy_family):
+    from fvcore.nn import ActivationCountAnalysis
+
+    x = torch.zeros(1, *toy_family.input_shape)
+    for name, atom in toy_network.assemble("a:0:2+b:1:3").named_children():
+        analysis = ActivationCountAnalysis(atom, x)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+        assert 0 < analysis.total() <= toy.atoms[name].activations
+        x = atom(x)
+
+
+def test_the_counts_of_the_first_release_load_and_keep_their_digest():
+    path = Path(__file__).parent / "data" / "complexity.v1.json"
+    complexity = load(Complexity, path)
+    assert {(a.activations, a.kernels) for a in complexity.atoms.values()} == {(None, None)}
+    assert digest(complexity) == msgspec.json.decode(path.read_bytes())["digest"]

@@ -8,10 +8,15 @@ from edgestitch.data import preprocess, shipped_images
 from edgestitch.default import load_shipped, shipped_deployment
 from edgestitch.demo import demonstrate, spread_budgets
 from edgestitch.engine import MANIFEST
+from edgestitch.measure import MeasureSettings
 from edgestitch.schedule import candidates, choose
 from edgestitch.timer import TimerSettings
 
-FEW = TimerSettings(min_samples=30, precision=1.0, time_cap_s=10.0)
+FEW = MeasureSettings(
+    timer=TimerSettings(min_samples=30, precision=1.0, time_cap_s=10.0, min_warmup_s=0.1),
+    energy=None,
+    compose=False,
+)
 
 
 @pytest.fixture(scope="module")

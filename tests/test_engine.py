@@ -1,20 +1,24 @@
 """Deployments: whole or not there, checked against eager, refused where they do not belong."""
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from timm.layers import DropPath  # type: ignore[attr-defined]
 
 from edgestitch import ArtifactError, CompileError, DeviceError, MismatchError, backends, plan
 from edgestitch.artifact import load, save
 from edgestitch.device import detect
 from edgestitch.engine import (
     MANIFEST,
+    TOLERANCE,
     Manifest,
     build_program,
     check_program,
@@ -23,8 +27,27 @@ from edgestitch.engine import (
     profile_network,
 )
 from edgestitch.evaluate import evaluate
-from edgestitch.measure import load_samples, measure, save_profile
-from edgestitch.program import cut_topologies, example_images
+from edgestitch.measure import (
+    Instruments,
+    LoadedSource,
+    MeasureSettings,
+    find_instruments,
+    load_samples,
+    measure,
+    save_profile,
+)
+from edgestitch.meters import NoMeter
+from edgestitch.network import build_network
+from edgestitch.profile import Load, Profile
+from edgestitch.program import (
+    atom_classes,
+    compile_segments,
+    cut_topologies,
+    example_images,
+    part,
+)
+from edgestitch.progress import Progress, silent
+from edgestitch.recipe import load_family
 from edgestitch.testing import (
     FEW_SAMPLES,
     FakeTimer,
@@ -33,9 +56,13 @@ from edgestitch.testing import (
     toy_images,
     toy_network,
 )
-from edgestitch.timer import TimerSettings
+from edgestitch.timer import Samples, Taken, TimerSettings
 
 AVAILABLE = [name for name in backends.NAMES if backends.backend(name).unavailable() is None]
+
+
+def here() -> Instruments:
+    return find_instruments(detect(), energy=False)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +70,18 @@ def made(tmp_path_factory):
     return toy_deployment(tmp_path_factory.mktemp("toy") / "deployment")
 
 
+@pytest.fixture
+def copied(made, tmp_path):
+    """The folder of a copy of it."""
+    return shutil.copytree(made.folder, tmp_path / "deployment")
+
+
 @pytest.fixture(scope="module")
 def parts():
     """Network, accuracy and a plan of all that is worth keeping."""
     network = toy_network()
     accuracy = evaluate(network, toy_images(64))
-    profile, _ = profile_network(network, detect(), FEW_SAMPLES, backend="eager")
+    profile, _ = profile_network(network, here(), FEW_SAMPLES, backend="eager")
     return network, accuracy, plan(profile, accuracy)
 
 
@@ -80,6 +113,142 @@ def test_reduced_precision_is_checked_with_its_own_tolerance(tmp_path):
     assert 0 < check.max_difference <= 0.25
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_eager_in_half_precision_is_near_and_leaves_the_network_as_it_is(tmp_path, precision):
+    network = toy_network()
+    before = network.digest
+    names = tuple(t.name for t in network.family.topologies)
+    _, program = build_program(
+        network, names, tmp_path, detect(), backend="eager", precision=precision
+    )
+    checks = check_program(program, network)  # raises beyond the tolerance
+    assert {check.topology for check in checks} == set(names)
+    assert all(0 < check.max_difference <= TOLERANCE[precision][0] for check in checks)
+    assert network.digest == before
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    assert program.runs[names[0]](example_images(network.family, 1)).dtype == np.float32
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_marks_tell_the_time_of_each_segment_and_change_nothing(tmp_path, backend):
+    network = toy_network()
+    names = tuple(t.name for t in network.family.topologies)
+    cut, program = build_program(network, names, tmp_path, detect(), backend=backend)
+    images, others = example_images(network.family, 2, seed=3)[:, None]
+    assert set(program.marked) == set(names)
+    for name in names:
+        expected = program.runs[name](images)
+        program.runs[name](others)
+        start = time.perf_counter_ns()
+        segments_ms = program.marked[name](images)
+        whole_ms = (time.perf_counter_ns() - start) / 1e6
+        assert len(segments_ms) == len(cut.chains[name])
+        assert min(segments_ms) > 0
+        assert sum(segments_ms) <= whole_ms
+        np.testing.assert_array_equal(program.runs[name](images), expected)
+
+
+def test_a_null_backend_sets_no_marks(tmp_path):
+    network = toy_network()
+    _, program = build_program(network, ("a:0:3",), tmp_path, detect(), backend=null_backend(4))
+    assert program.marked == {}
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_a_profile_says_where_the_time_goes(backend):
+    names = ("a:0:3", "a:0:1+b:1:3")
+    profile, _ = profile_network(
+        toy_network(), here(), FEW_SAMPLES, topologies=names, backend=backend
+    )
+    assert profile.attribution is not None
+    assert set(profile.attribution.segments_ms) == set(profile.segments)
+    assert min(profile.attribution.segments_ms.values()) > 0
+
+
+# --- segments and classes --------------------------------------------------------------------
+
+
+def members(family: str) -> dict[str, list[str]]:
+    """The atoms of each class, of a network without weights."""
+    with torch.device("meta"):
+        classes = atom_classes(build_network(load_family(family)))
+    found: dict[str, list[str]] = {}
+    for atom, name in classes.items():
+        found.setdefault(name, []).append(atom)
+    return found
+
+
+def test_blocks_of_a_plain_transformer_are_one_class_and_the_rest_its_own():
+    found = members("toy")
+    assert found["a:0"] == ["a:0", "a:1", "a:2"]
+    assert found["b:0"] == ["b:0", "b:1", "b:2"]
+    alone = [atoms for name, atoms in found.items() if name not in ("a:0", "b:0")]
+    assert {atoms[0] for atoms in alone if "+" not in atoms[0]} == {
+        "a:stem",
+        "a:head",
+        "b:stem",
+        "b:head",
+    }
+    assert all(all("+" in atom for atom in atoms) for atoms in alone if "+" in atoms[0])
+    assert {name.split(":")[0] for name in found} == {"a", "b"}
+
+
+def has_mask(block: torch.nn.Module) -> bool:
+    return any(name.endswith("attn_mask") for name, _ in block.named_buffers())
+
+
+@pytest.mark.parametrize("name", ["swin-ti-s-b", "fashion-swin"])
+def test_blocks_that_shift_their_windows_are_another_class(name):
+    with torch.device("meta"):
+        network = build_network(load_family(name))
+    classes = atom_classes(network)
+    shifts = 0
+    for anchor in network.family.anchors:
+        for stage in range(anchor.num_stages):
+            blocks = [f"{anchor.name}:{index}" for index in range(*anchor.stage(stage))]
+            # Where one window is all of the image there is nothing to shift.
+            shifted = {b for b in blocks if has_mask(network.atoms[b])}
+            shifts += len(shifted)
+            assert len({classes[block] for block in shifted}) <= 1
+            assert not {classes[b] for b in shifted} & {classes[b] for b in {*blocks} - shifted}
+    assert (shifts > 0) == (name == "swin-ti-s-b")
+
+
+def test_dropping_paths_in_training_makes_no_class():
+    network = toy_network()
+    before = atom_classes(network)
+    for index, block in enumerate(network.atoms[f"a:{number}"] for number in range(3)):
+        block.drop_path = DropPath(0.1 * (index + 1))
+    for index, block in enumerate(network.atoms[f"b:{number}"] for number in range(3)):
+        block.drop_path = DropPath(1e-7 * (index + 1))
+    assert atom_classes(network) == before
+
+
+def test_another_option_makes_another_class():
+    network = toy_network()
+    network.atoms["a:1"].get_submodule("mlp").act = torch.nn.ReLU()
+    classes = atom_classes(network)
+    assert (classes["a:0"], classes["a:1"], classes["a:2"]) == ("a:0", "a:1", "a:0")
+
+
+def test_topologies_compiled_by_and_by_are_those_compiled_at_once(tmp_path):
+    network = toy_network()
+    names = [t.name for t in network.family.topologies]
+    whole = cut_topologies(network.family, names)
+    compiled: list[str] = []
+    backend = replace(
+        null_backend(4),
+        compile=lambda segment, example, path, precision: compiled.append(path.name),
+    )
+    done: set[str] = set()
+    for start in range(0, len(names), 2):
+        some = part(whole, names[start : start + 2])
+        assert some.chains == {name: whole.chains[name] for name in names[start : start + 2]}
+        compile_segments(network, some, backend, tmp_path, done=done)
+        done |= set(some.atoms)
+    assert sorted(compiled) == sorted(whole.atoms)
+
+
 def test_segments_hold_every_weight_once():
     network = toy_network()
     family = network.family
@@ -93,7 +262,7 @@ def test_a_backend_that_computes_something_else_is_refused(tmp_path, parts):
     network, accuracy, chosen = parts
     with pytest.raises(CompileError, match=r"compiled by null fp32 is not equal to eager"):
         compile_deployment(
-            network, chosen, accuracy, tmp_path / "d", detect(), backend=null_backend(4)
+            network, chosen, accuracy, tmp_path / "d", here(), backend=null_backend(4)
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -112,7 +281,7 @@ def test_a_segment_that_does_not_compile_leaves_nothing(tmp_path, parts):
     network, accuracy, chosen = parts
     failing = null_backend(4, fail=lambda segment: "head" in segment)
     with pytest.raises(CompileError, match="as it was told"):
-        compile_deployment(network, chosen, accuracy, tmp_path / "d", detect(), backend=failing)
+        compile_deployment(network, chosen, accuracy, tmp_path / "d", here(), backend=failing)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -133,20 +302,18 @@ def test_a_deployment_opens_again(made):
 @pytest.mark.parametrize(
     "name", ["plan.json", "profile.json", "network.safetensors", "accuracy.json", MANIFEST]
 )
-def test_an_altered_file_is_refused_by_name(tmp_path, name):
-    folder = toy_deployment(tmp_path / "deployment").folder
-    content = bytearray((folder / name).read_bytes())
+def test_an_altered_file_is_refused_by_name(copied, name):
+    content = bytearray((copied / name).read_bytes())
     content[len(content) // 2] ^= 1
-    (folder / name).write_bytes(content)
+    (copied / name).write_bytes(content)
     with pytest.raises(ArtifactError, match=name):
-        open_deployment(folder)
+        open_deployment(copied)
 
 
-def test_a_missing_file_is_refused_by_name(tmp_path):
-    folder = toy_deployment(tmp_path / "deployment").folder
-    (folder / "plan.json").unlink()
+def test_a_missing_file_is_refused_by_name(copied):
+    (copied / "plan.json").unlink()
     with pytest.raises(ArtifactError, match=r"plan\.json"):
-        open_deployment(folder)
+        open_deployment(copied)
 
 
 def test_no_deployment_is_said(tmp_path):
@@ -162,13 +329,12 @@ def test_no_deployment_is_said(tmp_path):
         ({"versions": {"eager": "0.1"}}, "eager version is 0.1 there and"),
     ],
 )
-def test_a_deployment_for_another_machine_is_refused_with_both_values(tmp_path, change, message):
-    folder = toy_deployment(tmp_path / "deployment").folder
-    manifest = load(Manifest, folder / MANIFEST)
+def test_a_deployment_for_another_machine_is_refused_with_both_values(copied, change, message):
+    manifest = load(Manifest, copied / MANIFEST)
     conditions = msgspec.structs.replace(manifest.conditions, **change)
-    save(msgspec.structs.replace(manifest, conditions=conditions), folder / MANIFEST)
+    save(msgspec.structs.replace(manifest, conditions=conditions), copied / MANIFEST)
     with pytest.raises(MismatchError, match=message):
-        open_deployment(folder)
+        open_deployment(copied)
 
 
 def test_a_folder_that_is_no_deployment_is_not_replaced(tmp_path, parts):
@@ -176,7 +342,7 @@ def test_a_folder_that_is_no_deployment_is_not_replaced(tmp_path, parts):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match="exists and is no deployment"):
-        compile_deployment(network, chosen, accuracy, tmp_path / "mine", detect(), backend="eager")
+        compile_deployment(network, chosen, accuracy, tmp_path / "mine", here(), backend="eager")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
@@ -192,14 +358,14 @@ def test_a_plan_of_another_network_is_refused_with_both_digests(tmp_path, parts)
     _, accuracy, chosen = parts
     other = toy_network(seed=7)
     with pytest.raises(MismatchError, match=f"network is {other.digest} and {chosen.network}"):
-        compile_deployment(other, chosen, accuracy, tmp_path / "d", detect(), backend="eager")
+        compile_deployment(other, chosen, accuracy, tmp_path / "d", here(), backend="eager")
 
 
 def test_unknown_backends_and_precisions_are_refused(tmp_path):
     network = toy_network()
     with pytest.raises(ValueError, match="no backend 'tpu'; there are openvino, eager"):
         build_program(network, ("a:0:3",), tmp_path, detect(), backend="tpu")
-    with pytest.raises(ValueError, match="backend eager knows fp32, not 'int4'"):
+    with pytest.raises(ValueError, match="backend eager knows fp32, fp16, bf16, not 'int4'"):
         build_program(network, ("a:0:3",), tmp_path, detect(), backend="eager", precision="int4")
 
 
@@ -226,31 +392,30 @@ def test_two_processes_that_compile_into_one_folder_leave_a_whole_deployment(tmp
 
 def test_a_profile_holds_what_the_clock_said(tmp_path):
     network = toy_network()
-    timer = FakeTimer({"a:0:3": 1.0, "b:0:3": lambda call: 4.0 if call % 50 else 9.0})
-    _, program = build_program(network, ("a:0:3", "b:0:3"), tmp_path, detect(), backend="eager")
-    subjects = timer.subjects
-    slow = {name: lambda images, call=call: call() for name, call in subjects.items()}
-    profile, samples = measure(
-        replace(program, runs=slow),
-        network.family,
-        network.digest,
-        detect(),
-        TimerSettings(min_samples=1000),
-        clock=timer.clock,
+    timer = FakeTimer({"a:0:3": 1.0, "b:0:3": lambda call: 4.0 if call % 49 else 9.0})
+    cut, program = build_program(network, ("a:0:3", "b:0:3"), tmp_path, detect(), backend="eager")
+    slow = {name: lambda images, call=call: call() for name, call in timer.subjects.items()}
+    source = LoadedSource(
+        network.family, network.digest, cut.chains, replace(program, runs=slow, marked={})
     )
+    instruments = Instruments(
+        device=detect(), meter=NoMeter("no meter"), clock=timer.clock, sleep=timer.sleep
+    )
+    profile, samples = measure(source, instruments)
     assert profile.predict("a:0:3").latency_ms == 1.0
     cost = profile.predict("b:0:3")
     assert (cost.latency_ms, cost.p99_ms, cost.bound_ms, cost.max_ms) == (4.0, 9.0, 9.0, 9.0)
-    assert cost.energy_mj is None
-    assert profile.energy_reason
+    assert (cost.origin, cost.energy_mj, profile.energy_reason) == ("measured", None, "no meter")
     save_profile(profile, samples, tmp_path / "p.json")
     kept = load_samples(profile, tmp_path / "p.json")
     np.testing.assert_array_equal(kept["b:0:3"], samples.durations_ns["b:0:3"])
+    np.testing.assert_array_equal(kept["start b:0:3"], samples.starts_ns["b:0:3"])
+    assert load(Profile, tmp_path / "p.json") == profile
 
 
-def test_few_samples_bound_a_deadline_by_the_largest(tmp_path):
+def test_few_samples_bound_a_deadline_by_the_largest():
     profile, _ = profile_network(
-        toy_network(), detect(), FEW_SAMPLES, topologies=("a:0:3",), backend="eager"
+        toy_network(), here(), FEW_SAMPLES, topologies=("a:0:3",), backend="eager"
     )
     cost = profile.predict("a:0:3")
     if cost.samples < 473:
@@ -265,13 +430,82 @@ def test_samples_of_another_profile_are_refused(tmp_path):
     profiles = []
     for number in (1, 2):
         profile, samples = profile_network(
-            network, detect(), FEW_SAMPLES, topologies=("a:0:3",), backend="eager"
+            network, here(), FEW_SAMPLES, topologies=("a:0:3",), backend="eager"
         )
         save_profile(profile, samples, tmp_path / f"{number}.json")
         profiles.append(profile)
     (tmp_path / "2.samples.safetensors").rename(tmp_path / "1.samples.safetensors")
     with pytest.raises(MismatchError, match="the profile was made from samples with"):
         load_samples(profiles[0], tmp_path / "1.json")
+
+
+def test_random_weights_are_profiled_for_any_network(tmp_path, parts):
+    network, accuracy, _ = parts
+    profile, _ = profile_network(
+        toy_network(seed=7), here(), FEW_SAMPLES, backend="eager", random_weights=True
+    )
+    assert profile.network is None
+    chosen = plan(profile, accuracy)
+    assert chosen.network == network.digest
+    made = compile_deployment(
+        network, chosen, accuracy, tmp_path / "d", here(), FEW_SAMPLES, backend="eager"
+    )
+    assert made.profile.network == made.manifest.network == network.digest
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_after(windows: int) -> Progress:
+    """Shows nothing, and kills the measuring when so many windows of samples are in."""
+    left = [windows]
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage == "measure":
+            left[0] -= 1
+            if left[0] == 0:
+                raise KilledError
+
+    return progress
+
+
+def test_a_profile_that_was_killed_goes_on_where_it_was(tmp_path):
+    network, path = toy_network(), tmp_path / "p.unfinished"
+    # On a machine that is busy or hot as well: three windows of twenty samples.
+    timer = TimerSettings(
+        min_samples=60, precision=1.0, time_cap_s=60.0, min_warmup_s=0.0, keep_throttled=True
+    )
+    settings = msgspec.structs.replace(FEW_SAMPLES, timer=timer)
+
+    def profiled(settings: MeasureSettings, progress: Progress = silent) -> tuple[Profile, Samples]:
+        return profile_network(
+            network,
+            here(),
+            settings,
+            topologies=("a:0:3", "b:0:3"),
+            backend="eager",
+            unfinished=path,
+            progress=progress,
+        )
+
+    with pytest.raises(KilledError):
+        profiled(settings, killed_after(2))
+    kept = [
+        msgspec.json.decode(line, type=tuple[str, dict[str, Taken]])[1]
+        for line in path.read_bytes().splitlines()[1:]
+    ]
+    assert len(kept) == 2
+    paced = msgspec.structs.replace(settings, load=Load(kind="paced", rate_hz=1000.0))
+    with pytest.raises(MismatchError, match="another measurement: load is back-to-back there and"):
+        profiled(paced)
+    profile, samples = profiled(settings)
+    assert profile.protocol.resumed == 1
+    for name, durations in samples.durations_ns.items():
+        before = [d for taken in kept for d in taken[name].durations_ns]
+        assert len(durations) == 60 > len(before) > 0
+        assert durations[: len(before)].tolist() == before
+    assert path.exists()  # whoever saves the profile removes it
 
 
 def test_the_manifest_is_plain_json(made):

@@ -20,14 +20,22 @@ PLANNING = [
     "artifact",
     "catalog",
     "complexity",
+    "compose",
+    "device",
     "errors",
+    "estimate",
     "family",
+    "journal",
+    "nvml",
     "peers",
+    "power",
     "profile",
     "progress",
     "recipe",
+    "remote",
     "rules",
     "schedule",
+    "sensors",
     "shipped",
     "topology",
 ]
@@ -68,7 +76,8 @@ def test_planning_imports_nothing_heavy(tmp_path):
     modules = ", ".join(f"edgestitch.{name}" for name in PLANNING)
     code = f"import json, sys, edgestitch, {modules}; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(python(code, tmp_path).stdout)
-    assert not {"torch", "timm", "torchvision", "fvcore", "scipy.stats"} & set(loaded)
+    heavy = {"torch", "timm", "torchvision", "fvcore", "scipy.stats", "scipy.optimize", "pynvml"}
+    assert not heavy & set(loaded)
 
 
 def test_importing_writes_no_file_and_prints_nothing(tmp_path):
@@ -124,6 +133,7 @@ def test_imports_run_one_way():
     graph = import_graph()
     assert "edgestitch.topology" in graph["edgestitch.family"]
     assert "edgestitch.anchor" in graph["edgestitch.network"]
+    assert "edgestitch.compose" in graph["edgestitch.measure"]
     tuple(TopologicalSorter(graph).static_order())
 
 

@@ -104,6 +104,7 @@ def make_cost(name: str, median_ms: float) -> Cost:
         max_ms=2 * median_ms,
         energy_mj=None,
         samples=1200,
+        origin="measured",
     )
 
 

@@ -9,12 +9,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from edgestitch.accuracy import Accuracy
-from edgestitch.artifact import digest
+from edgestitch.artifact import digest, load, save
 from edgestitch.errors import InfeasibleError, MismatchError
+from edgestitch.profile import Cost
 from edgestitch.schedule import (
     QUANTITIES,
     Budget,
     Candidate,
+    Plan,
     candidates,
     choose,
     front_along,
@@ -338,3 +340,51 @@ def test_a_plan_says_what_it_was_made_from():
     made = plan(*both)
     assert (made.family, made.network) == ("toy", "weights")
     assert (made.profile, made.accuracy) == tuple(map(digest, both))
+
+
+def estimated(topology: str, low: float, high: float) -> Cost:
+    """A cost from a device's descriptor: the middle of an interval, and nothing else."""
+    return msgspec.structs.replace(
+        cost(topology, latency=(low + high) / 2),
+        latency_low_ms=low,
+        latency_high_ms=high,
+        p99_ms=None,
+        p99_high_ms=None,
+        max_ms=None,
+        samples=0,
+        origin="estimated",
+    )
+
+
+def test_a_plan_from_estimates_says_so_and_holds_deadlines_against_their_upper_ends():
+    worth = accuracy({"a:0:3": 61.2, "b:0:3": 70.0})
+    made = plan(profile([estimated("a:0:3", 1.0, 4.0), estimated("b:0:3", 2.0, 9.0)]), worth)
+    assert made.estimated
+    assert [candidate.latency_ms for candidate in made.resident] == [4.0, 9.0]
+    assert made.choose(Budget(latency_ms=8)).topology == "a:0:3"
+    measured_costs = profile([cost("a:0:3"), cost("b:0:3")])
+    assert not with_costs(made, measured_costs, worth).estimated
+
+
+def test_one_estimate_makes_a_plan_an_estimated_one():
+    costs = profile([cost("a:0:3"), estimated("b:0:3", 2.0, 9.0)])
+    assert plan(costs, accuracy({"a:0:3": 61.2, "b:0:3": 70.0})).estimated
+    assert not plan(profile([cost("a:0:3")]), accuracy({"a:0:3": 61.2})).estimated
+
+
+def test_a_profile_of_random_weights_goes_with_any_network():
+    random_weights = profile([cost("a:0:3")], network=None)
+    worth = accuracy({"a:0:3": 61.2}, network="mine")
+    made = plan(random_weights, worth)
+    assert made.network == "mine"
+    assert plan(random_weights, published({"a:0:3": 61.2})).network is None
+    assert with_costs(made, profile([cost("a:0:3")], network="mine"), worth).network == "mine"
+    with pytest.raises(MismatchError, match=r"plan and profile .*: network is mine and others"):
+        with_costs(made, profile([cost("a:0:3")], network="others"), worth)
+
+
+def test_an_estimated_plan_of_no_network_saves_and_loads_equal(tmp_path):
+    costs = profile([estimated("a:0:3", 1.0, 4.0)], network=None)
+    made = plan(costs, published({"a:0:3": 61.2}))
+    save(made, tmp_path / "plan.json")
+    assert load(Plan, tmp_path / "plan.json") == made

@@ -4,8 +4,8 @@ A backend is three functions: whether it works here, how a segment is compiled t
 compiled segments become topologies that can be called. `BACKENDS` has them by name.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 Run = Callable[[np.ndarray], np.ndarray]
 """One inference: float32 images [B, C, H, W] in, float32 logits [B, classes] out, both owned by the
 caller. Not to be called by two threads at once."""
+
+
+Marked = Callable[[np.ndarray], Sequence[float]]
+"""One inference with marks between the segments: the milliseconds of each, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """Every topology of the chains, ready to be called."""
+
+    runs: Mapping[str, Run]
+    marked: Mapping[str, Marked] = field(default_factory=dict)
+    """The same with marks, of a backend that can set them; they share everything with the runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +63,7 @@ class Backend:
     """Why it does not work here and what to do about it; `None` if it works."""
     compile: "Callable[[nn.Module, Tensor, Path, str], None]"
     """Compiles a segment for inputs like the example, in a precision, to files that begin with a path."""
-    load: Callable[[Compiled], Mapping[str, Run]]
-    """Every topology of the chains, ready to be called."""
+    load: Callable[[Compiled], Loaded]
     version: Callable[[], str]
     """Of the software behind it."""
 

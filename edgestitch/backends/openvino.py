@@ -7,8 +7,8 @@ the weights anew for its kernels: it holds more than one copy of them (bench/res
 """
 
 import importlib.util
+import time
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from edgestitch.errors import CompileError
 
-from . import Backend, Compiled, Run
+from . import Backend, Compiled, Loaded, Marked, Run
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -53,7 +53,7 @@ def _compile(segment: nn.Module, example: Tensor, path: Path, precision: str) ->
         raise CompileError(f"openvino cannot compile {path.name}: {reason}") from error
 
 
-def _load(compiled: Compiled) -> Mapping[str, Run]:
+def _load(compiled: Compiled) -> Loaded:
     import openvino
 
     core = openvino.Core()
@@ -75,15 +75,23 @@ def _load(compiled: Compiled) -> Mapping[str, Run]:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CompileError(f"openvino cannot load {compiled.folder}: {reason}") from error
-    return {
-        topology: _run([models[name].create_infer_request() for name in segments])
+    chains = {
+        topology: _bound([models[name].create_infer_request() for name in segments])
         for topology, segments in compiled.chains.items()
     }
+    return Loaded(
+        runs={topology: _run(requests) for topology, requests in chains.items()},
+        marked={topology: _marked(requests) for topology, requests in chains.items()},
+    )
+
+
+def _bound(requests: list[Any]) -> list[Any]:
+    for request, following in pairwise(requests):
+        following.set_input_tensor(request.get_output_tensor())
+    return requests
 
 
 def _run(requests: list[Any]) -> Run:
-    for request, following in pairwise(requests):
-        following.set_input_tensor(request.get_output_tensor())
     entry: np.ndarray = requests[0].get_input_tensor().data
     result: np.ndarray = requests[-1].get_output_tensor().data
     # `infer` stays in this thread; starting and awaiting a request costs 0.03 ms each more. Without
@@ -95,6 +103,21 @@ def _run(requests: list[Any]) -> Run:
         for call in calls:
             call()
         return result.copy()
+
+    return run
+
+
+def _marked(requests: list[Any]) -> Marked:
+    entry: np.ndarray = requests[0].get_input_tensor().data
+    calls = [partial(request.infer, share_outputs=True) for request in requests]
+
+    def run(images: np.ndarray) -> list[float]:
+        np.copyto(entry, images)
+        marks = [time.perf_counter_ns()]
+        for call in calls:
+            call()
+            marks.append(time.perf_counter_ns())
+        return [(stop - start) / 1e6 for start, stop in pairwise(marks)]
 
     return run
 

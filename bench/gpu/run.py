@@ -1,0 +1,316 @@
+"""Everything that only a GPU can tell about measuring, in one call of under nine minutes.
+
+    python bench/gpu/run.py --out gpu            # all parts, the second time what is left
+    python bench/gpu/run.py --part closure       # one of them
+    python bench/gpu/run.py --device cpu --quick # the same code where there is no GPU
+
+Each part writes its result as soon as it has one, JSON in `--out`, and is left out when that is
+there already; a part that fails says why and does not stop the others. `--page` makes the page of
+bench/results from what is there.
+"""
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from scipy.stats import kendalltau
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `profiler`, which this extends
+
+from profiler import judge, measure_twice, network_of
+
+from edgestitch import environment
+from edgestitch.artifact import load
+from edgestitch.compose import Selection, predict, terms
+from edgestitch.device import Device, resolve
+from edgestitch.energy import EnergySettings, Wattmeter, energies, measure_energies
+from edgestitch.engine import network_source, profile_network
+from edgestitch.measure import Instruments, MeasureSettings, find_instruments, save_profile
+from edgestitch.profile import Load, Profile
+from edgestitch.program import example_images
+from edgestitch.timer import Pacer, TimerSettings
+
+FAMILIES = ("deit-ti-s-b", "swin-ti-s-b", "resnet18-50", "resnet18-swin-ti", "levit-192-256")
+
+
+class Context:
+    """What the parts share."""
+
+    def __init__(self, device: Device, out: Path, *, quick: bool, backend: str) -> None:
+        self.device = device
+        self.out = out
+        self.quick = quick
+        self.backend = backend
+        self.families = ("toy",) if quick else FAMILIES
+        self.precisions = ("fp32",) if device.accelerator == "cpu" else ("fp16", "fp32")
+        self.main = self.families[0]
+
+    def instruments(self, *, energy: bool) -> Instruments:
+        return find_instruments(self.device, energy=energy)
+
+    def timer(self, time_cap_s: float) -> TimerSettings:
+        if self.quick:
+            return TimerSettings(min_samples=20, time_cap_s=2, min_warmup_s=0)
+        return TimerSettings(min_samples=473, time_cap_s=time_cap_s)
+
+    def energy(self) -> EnergySettings:
+        if self.quick:
+            return EnergySettings(window_s=0.2, periods=1, settle_s=0, idle_s=0.2, mixed_windows=2)
+        return EnergySettings(max_windows=4, time_cap_s=150)
+
+
+# --- parts: each gives what is written as JSON ---------------------------------------------------
+
+
+def machine(context: Context) -> Any:
+    """What this machine is, and which meters and backends work here."""
+    meter = context.instruments(energy=True).meter
+    return {
+        "environment": msgspec.to_builtins(environment.describe()),
+        "meter": meter.name,
+        "scope": meter.scope,
+        "reason": meter.reason,
+        "period_s": meter.period_s,
+        "notes": dict(meter.notes),
+    }
+
+
+def composing(context: Context) -> Any:
+    """Composed latencies of the main family against measured ones, and the noise of both."""
+    found = {}
+    for precision in context.precisions:
+        with network_source(
+            network_of(context.main), context.device, backend=context.backend, precision=precision
+        ) as source:
+            twice = measure_twice(source, context.instruments(energy=False), context.timer(80))
+            with contextlib.suppress(SystemExit):  # a family so small that all are measured
+                found[precision] = msgspec.to_builtins(judge(source, twice))
+    return found
+
+
+def profiles(context: Context) -> Any:
+    """A profile of each family in each precision, with energy; as measured, to be shipped."""
+    found = {}
+    for family in context.families:
+        for precision in context.precisions:
+            path = (
+                context.out / family / f"{context.device.name}.{context.backend}-{precision}.json"
+            )
+            if not path.exists():
+                found[str(path)] = _profile(context, family, precision, path)
+    return found
+
+
+def _profile(context: Context, family: str, precision: str, path: Path) -> Any:
+    started = time.monotonic()
+    settings = MeasureSettings(timer=context.timer(60), energy=context.energy())
+    profile, samples = profile_network(
+        network_of(family),
+        context.instruments(energy=True),
+        settings,
+        backend=context.backend,
+        precision=precision,
+        random_weights=True,
+    )
+    save_profile(profile, samples, path)
+    return {"duration_s": time.monotonic() - started, "notes": list(profile.notes)}
+
+
+def closure(context: Context) -> Any:
+    """A random sequence of topologies, 60 s long: its energy predicted, and by the meter."""
+    instruments, settings = context.instruments(energy=True), context.energy()
+    if instruments.meter.reason is not None:
+        return {"reason": instruments.meter.reason}
+    runs = []
+    with network_source(
+        network_of(context.main), context.device, backend=context.backend
+    ) as source:
+        found = terms(
+            {name: source.family.atoms(name) for name in source.segments},
+            source.classes(),
+            {name: len(segments) - 1 for name, segments in source.segments.items()},
+        )
+        names = list(source.segments)
+        program = source.program(names)
+        images = example_images(source.family, 1)
+        calls = {name: partial(program.runs[name], images) for name in names}
+        selection = Selection(found, 0.9)
+        for _ in range(2):
+            wattmeter = _wattmeter(instruments, calls, settings)
+            ended = measure_energies(wattmeter, selection.measured)
+            measured = energies(wattmeter, found, ended).energies_mj
+            costs = selection.certify(measured).costs if not selection.complete else None
+            every = (
+                dict(zip(names, map(float, predict(found, costs, names)), strict=True))
+                if costs
+                else dict(measured)
+            )
+            runs.append(every)
+        long = _wattmeter(
+            instruments,
+            calls,
+            msgspec.structs.replace(settings, window_s=1 if context.quick else 60),
+        )
+        window = long.window(names, [1.0] * len(names))
+    predicted = sum(count * runs[0][name] for name, count in window.calls.items())
+    values = [[run[name] for name in names] for run in runs]
+    return {
+        "meter": instruments.meter.name,
+        "measured_mj": window.energy_mj,
+        "reason": window.reason,
+        "predicted_mj": predicted,
+        "duration_s": window.duration_s,
+        "kendall_tau": float(kendalltau(*values).statistic),
+    }
+
+
+def _wattmeter(
+    instruments: Instruments, calls: dict[str, Callable[[], object]], settings: EnergySettings
+) -> Wattmeter:
+    return Wattmeter(
+        meter=instruments.meter,
+        calls=calls,
+        settings=settings,
+        pacer=Pacer(Load(), instruments.clock, instruments.sleep),
+        look=instruments.sensors.read if instruments.sensors else None,
+    )
+
+
+def loads(context: Context) -> Any:
+    """The same topology back to back, paced at 30 Hz, and after idle gaps."""
+    found = {}
+    for kind in (Load(), Load(kind="paced", rate_hz=30), Load(kind="after-idle", gap_ms=200)):
+        name = network_of(context.main).family.topologies[0].name
+        timer = msgspec.structs.replace(context.timer(12), min_samples=60)
+        profile, _ = profile_network(
+            network_of(context.main),
+            context.instruments(energy=False),
+            MeasureSettings(timer=timer, energy=None, load=kind),
+            topologies=(name,),
+            backend=context.backend,
+        )
+        cost = profile.costs[0]
+        found[str(kind)] = {"median_ms": cost.latency_ms, "max_ms": cost.max_ms}
+    return found
+
+
+def checks(context: Context) -> Any:
+    """The tests that need a GPU."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {"exit": finished.returncode, "output": finished.stdout[-4000:]}
+
+
+PARTS: dict[str, Callable[[Context], Any]] = {
+    "machine": machine,
+    "checks": checks,
+    "composing": composing,
+    "closure": closure,
+    "loads": loads,
+    "profiles": profiles,
+}
+
+
+def run(context: Context, parts: list[str], limit_s: float) -> None:
+    started = time.monotonic()
+    for name in parts:
+        path = context.out / f"{name}.json"
+        if path.exists() and name != "profiles":
+            continue
+        if time.monotonic() - started > limit_s:
+            print(f"{name}: left for the next call, {limit_s:g} s are over", flush=True)
+            continue
+        with _timed(name):
+            try:
+                result = PARTS[name](context)
+            except Exception:  # the other parts are worth having without this one
+                result = {"failed": traceback.format_exc()}
+                path = path.with_suffix(".failed.json")
+            path.write_text(json.dumps(result, indent=1))
+            print(json.dumps(result, indent=1)[:3000], flush=True)
+
+
+@contextlib.contextmanager
+def _timed(name: str) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    print(f"{name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def page(out: Path) -> str:
+    """The page of bench/results from what the parts wrote."""
+    parts = {n: json.loads(p.read_text()) for n in PARTS if (p := out / f"{n}.json").is_file()}
+    device = parts["machine"]["environment"]["device"]
+    lines = [
+        f"# Profiles on {device['hardware']}",
+        "",
+        f"{datetime.now(timezone.utc).date().isoformat()}, batch 1, random weights.",
+        "",
+        "## Command",
+        "",
+        "    python bench/gpu/run.py --out gpu",
+        "",
+        "## Profiles",
+        "",
+        "| profile | measured | median, ms | energy, mJ | held-out error, median / p95 | meter |",
+        "| --- | --- | --- | --- | --- | --- |",
+        *(_profile_row(load(Profile, path)) for path in sorted(out.glob("*/*-fp*.json"))),
+        "",
+        "## The rest, as it was measured",
+        "",
+    ]
+    for name, found in parts.items():
+        if name not in ("profiles", "machine"):
+            lines += [f"### {name}", "", "```json", json.dumps(found, indent=1), "```", ""]
+    return "\n".join(lines)
+
+
+def _profile_row(profile: Profile) -> str:
+    latencies = [cost.latency_ms for cost in profile.costs]
+    known = [cost.energy_mj for cost in profile.costs if cost.energy_mj is not None]
+    latency = profile.composition.latency if profile.composition else None
+    cells = [
+        f"`{profile.family}` {profile.conditions.precision}",
+        f"{profile.number('measured')} of {len(profile.costs)}",
+        f"{min(latencies):.3g} to {max(latencies):.3g}",
+        f"{min(known):.3g} to {max(known):.3g}" if known else profile.energy_reason or "",
+        f"{100 * latency.median_error:.2f} / {100 * latency.p95_error:.2f} %" if latency else "",
+        profile.meter,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--backend", default="eager")
+    parser.add_argument("--out", type=Path, default=Path("gpu"))
+    parser.add_argument("--part", choices=PARTS, action="append")
+    parser.add_argument("--limit-s", type=float, default=420, help="No part begins after that.")
+    parser.add_argument("--quick", action="store_true", help="Tiny: to try the script itself.")
+    parser.add_argument("--page", type=Path, help="Write the page there and measure nothing.")
+    options = parser.parse_args()
+    if options.page:
+        options.page.write_text(page(options.out))
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
+    context = Context(
+        resolve(options.device), options.out, quick=options.quick, backend=options.backend
+    )
+    run(context, options.part or list(PARTS), options.limit_s)
+
+
+if __name__ == "__main__":
+    np.seterr(all="raise", under="ignore")
+    main()
