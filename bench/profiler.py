@@ -18,10 +18,10 @@ from scipy.stats import binom
 
 from edgestitch import __version__, load_family
 from edgestitch.catalog import shipped_network
-from edgestitch.compose import Selection, predict, terms, variance_factors
+from edgestitch.compose import Selection, predict, variance_factors
 from edgestitch.device import resolve
 from edgestitch.engine import NetworkSource, network_source
-from edgestitch.measure import Instruments, find_instruments
+from edgestitch.measure import Instruments, find_instruments, terms_of
 from edgestitch.network import StitchNetwork, build_network, load_network
 from edgestitch.program import example_images
 from edgestitch.progress import Progress, silent
@@ -112,11 +112,7 @@ def measure_twice(
 
 
 def judge(source: NetworkSource, twice: Twice) -> Composed:
-    found = terms(
-        {name: source.family.atoms(name) for name in source.segments},
-        source.classes(),
-        {name: len(segments) - 1 for name, segments in source.segments.items()},
-    )
+    found = terms_of(source)
     errors, p95s, covered, bounds, shares = [], [], [], [], []
     claimed = 0.0
     for seed in range(SPLITS):

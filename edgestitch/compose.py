@@ -29,6 +29,8 @@ class Terms:
     columns: tuple[str, ...]
     counts: np.ndarray
     """[topologies, columns]."""
+    sizes: np.ndarray
+    """[topologies], what each is expected to cost, in any unit: only ratios count."""
 
     @property
     def rank(self) -> int:
@@ -49,8 +51,12 @@ def terms(
     atoms: Mapping[str, Sequence[str]],
     classes: Mapping[str, str],
     borders: Mapping[str, int],
+    sizes: Mapping[str, float] | None = None,
 ) -> Terms:
-    """The terms of topologies, from their atoms, the class of each atom and the number of borders."""
+    """The terms of topologies, from their atoms, the class of each atom and the number of borders.
+
+    `sizes` are costs expected beforehand, up to a factor; without any all are taken to be equal.
+    """
     counts = {
         name: Counter({CALL: 1, BORDER: borders[name], **Counter(classes[a] for a in parts)})
         for name, parts in atoms.items()
@@ -62,6 +68,7 @@ def terms(
         counts=np.array(
             [[count[column] for column in columns] for count in counts.values()], float
         ),
+        sizes=np.array([sizes[name] if sizes else 1.0 for name in atoms]),
     )
 
 
@@ -69,8 +76,9 @@ def d_optimal(terms: Terms, number: int) -> tuple[str, ...]:
     """The topologies, `number` of them, from which the terms are known best, in the family's order.
 
     They make the determinant of the information matrix as large as exchanges of one topology can
-    (Fedorov 1972), from a greedy start. The matrix is taken over the space that the topologies
-    span, since terms that always come together cannot be told apart and need not be.
+    (Fedorov 1972), from a greedy start. Errors are relative, so a topology that costs little tells
+    more of what it consists of. The matrix is taken over the space that the topologies span, since
+    terms that always come together cannot be told apart and need not be.
 
     Raises:
         ValueError: `number` is below the rank, or above the number of topologies.
@@ -85,7 +93,7 @@ def d_optimal(terms: Terms, number: int) -> tuple[str, ...]:
 
 
 def variance_factors(terms: Terms, design: Sequence[str]) -> np.ndarray:
-    """[topologies]: variance of each prediction, in units of that of one measurement."""
+    """[topologies]: variance of each prediction, relative, in units of that of one measurement."""
     basis = _basis(terms, terms.rank)
     place = {name: index for index, name in enumerate(terms.topologies)}
     measured = basis[[place[name] for name in design]]
@@ -95,8 +103,8 @@ def variance_factors(terms: Terms, design: Sequence[str]) -> np.ndarray:
 
 
 def _basis(terms: Terms, rank: int) -> np.ndarray:
-    """Orthonormal coordinates of the topologies in the space that they span."""
-    left, _, _ = np.linalg.svd(terms.counts, full_matrices=False)
+    """Orthonormal coordinates of the topologies, each over its size, in the space that they span."""
+    left, _, _ = np.linalg.svd(terms.counts / terms.sizes[:, None], full_matrices=False)
     basis: np.ndarray = left[:, :rank]
     return basis
 

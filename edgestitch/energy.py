@@ -116,9 +116,9 @@ class Wattmeter:
         with self.meter.record() as recording:
             start = self.clock()
             edges = [start]
-            # Two periods at the start, in which a gauge still shows what was before, and one at
-            # each end: what is counted is between ticks.
-            first = start + round(2 * self.meter.period_s * 1e9)
+            # At the start a gauge still shows what was before; and a period at each end, since
+            # what is counted is between ticks.
+            first = start + round(max(2 * self.meter.period_s, 1.5 * self.meter.lag_s) * 1e9)
             stop = first + round((self.window_s + 2 * self.meter.period_s) * 1e9)
             while edges[-1] < stop:
                 made.append(int(order[len(made) % len(order)]))

@@ -25,13 +25,14 @@ from .accuracy import Accuracy
 from .artifact import Artifact, Value, load, read, save, sha256
 from .backends import Backend
 from .backends import backend as find_backend
+from .catalog import shipped_complexity
 from .device import Device, detect, resolve
 from .errors import ArtifactError, CompileError, MismatchError
 from .family import Family
 from .folder import digests, replacing_folder
 from .journal import Journal
 from .measure import Instruments, LoadedSource, MeasureSettings, measure, save_profile
-from .network import StitchNetwork, load_network, save_network
+from .network import StitchNetwork, count, load_network, save_network
 from .profile import Conditions, Profile, require_same_network
 from .program import (
     Cut,
@@ -185,6 +186,13 @@ class NetworkSource:
 
     def classes(self) -> Mapping[str, str]:
         return atom_classes(self.stitched)
+
+    def sizes(self) -> Mapping[str, float]:
+        """Multiply-adds and a share that each call costs: half of the mean topology."""
+        complexity = shipped_complexity(self.family) or count(self.stitched)
+        gmacs = {name: complexity.gmacs(self.family, name) for name in self.segments}
+        call = float(np.mean(list(gmacs.values()))) / 2
+        return {name: call + value for name, value in gmacs.items()}
 
 
 def profile_network(

@@ -75,6 +75,9 @@ class Source(Protocol):
     def classes(self) -> Mapping[str, str]:
         """For each atom one that computes the same thing."""
 
+    def sizes(self) -> Mapping[str, float] | None:
+        """What each topology is expected to cost, up to a factor; `None`: not known."""
+
 
 @dataclass(frozen=True)
 class LoadedSource:
@@ -91,6 +94,9 @@ class LoadedSource:
     def classes(self) -> Mapping[str, str]:
         """Every atom is a class of its own."""
         return {atom: atom for name in self.segments for atom in self.family.atoms(name)}
+
+    def sizes(self) -> None:
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,7 +340,7 @@ class _Run:
 
     def _cost(self, topology: str, composition: Composition | None) -> Cost:
         if topology in self.costs:
-            return _with_energy(self.costs[topology], self.found)
+            return _with_energy(self.costs[topology], self.found, self.settings.load)
         assert composition is not None
         idle_w = self.found.idle_w if self.found else None
         return _composed(topology, self.selection.terms, composition, idle_w, self.settings.load)
@@ -405,15 +411,20 @@ class _Run:
 
 
 def _selection(source: Source, settings: MeasureSettings) -> Selection:
-    found = terms(
-        {name: source.family.atoms(name) for name in source.segments},
-        source.classes(),
-        {name: len(segments) - 1 for name, segments in source.segments.items()},
-    )
-    selection = Selection(found, settings.confidence, settings.timer.seed)
+    selection = Selection(terms_of(source), settings.confidence, settings.timer.seed)
     if not settings.compose:
         selection.measure_all()
     return selection
+
+
+def terms_of(source: Source) -> Terms:
+    """What the costs of a source's topologies are sums of."""
+    return terms(
+        {name: source.family.atoms(name) for name in source.segments},
+        source.classes(),
+        {name: len(segments) - 1 for name, segments in source.segments.items()},
+        source.sizes(),
+    )
 
 
 def _known(journal: Journal | None) -> dict[str, Taken]:
@@ -442,7 +453,7 @@ def _measured(topology: str, samples: Samples) -> Cost:
     )
 
 
-def _with_energy(cost: Cost, found: Energies | None) -> Cost:
+def _with_energy(cost: Cost, found: Energies | None, load: Load) -> Cost:
     if found is None or cost.topology not in found.energies_mj:
         return cost
     energy_mj, half_width = found.energies_mj[cost.topology], found.half_width
@@ -454,14 +465,15 @@ def _with_energy(cost: Cost, found: Energies | None) -> Cost:
         energy_high_mj=None if half_width is None else energy_mj * (1 + half_width),
         energy_above_idle_mj=None if idle_mj is None else energy_mj - idle_mj,
         energy_origin="measured",
+        slot_ms=_slot_ms(load, cost.latency_ms),
     )
 
 
-def _span_ms(load: Load, latency_ms: float) -> float:
-    """From one call to the next."""
+def _slot_ms(load: Load, latency_ms: float) -> float | None:
+    """From one call to the next; `None` back to back."""
     if load.rate_hz is not None:
         return max(latency_ms, 1e3 / load.rate_hz)
-    return latency_ms + (load.gap_ms or 0.0)
+    return None if load.gap_ms is None else latency_ms + load.gap_ms
 
 
 def _composed(
@@ -500,9 +512,12 @@ def _composed(
         energy_low_mj=max(energy_mj * (1 - energy.spread), 0.0),
         energy_high_mj=energy_mj * (1 + energy.spread),
         energy_above_idle_mj=(
-            None if idle_w is None else energy_mj - idle_w * _span_ms(load, latency_ms)
+            None
+            if idle_w is None
+            else energy_mj - idle_w * (_slot_ms(load, latency_ms) or latency_ms)
         ),
         energy_origin="composed",
+        slot_ms=_slot_ms(load, latency_ms),
     )
 
 

@@ -38,14 +38,17 @@ class Cost(Value, frozen=True, kw_only=True, omit_defaults=True):
     max_ms: float | None
     """The largest sample."""
     energy_mj: float | None
-    """All that the meter's scope used in a call, back to back. `None`: not measured; the profile's
-    `energy_reason` says why."""
+    """All that the meter's scope used from one call to the next. `None`: not measured; the
+    profile's `energy_reason` says why."""
     energy_low_mj: float | None = None
     energy_high_mj: float | None = None
     """95 % interval; of a composed energy the conformal one."""
     energy_above_idle_mj: float | None = None
     """Without what the idle device would have used in that time."""
     energy_origin: Origin | None = None
+    slot_ms: float | None = None
+    """From one call to the next, all of which the energy is of, where that is longer than a call:
+    under a paced load, or after idle gaps."""
     samples: int
     dropped: int = 0
     """Samples thrown away because the device throttled while they were taken."""
@@ -65,8 +68,10 @@ class Cost(Value, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def power_w(self) -> float | None:
-        """Average power while it runs back to back."""
-        return None if self.energy_mj is None else self.energy_mj / self.latency_ms
+        """Average power while it is called as the profile's load says."""
+        return (
+            None if self.energy_mj is None else self.energy_mj / (self.slot_ms or self.latency_ms)
+        )
 
 
 class Load(Value, frozen=True, kw_only=True):

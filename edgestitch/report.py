@@ -450,6 +450,8 @@ def _facts(row: _Row) -> list[str]:
 
 
 def _tail(cost: Cost) -> str:
+    if cost.origin != "measured":
+        return f"{cost.origin.capitalize()}, not measured; at most {format_ms(cost.bound_ms)}"
     if cost.p99_ms is None:
         return f"Largest of {_grouped(cost.samples)} samples {format_ms(cost.bound_ms)}"
     return f"99th percentile {format_ms(cost.p99_ms)}, at most {format_ms(cost.bound_ms)}"
@@ -718,11 +720,16 @@ def _accuracy_columns(found: Sequence[TopologyAccuracy | None]) -> list[_Column]
 
 
 def _cost_columns(costs: Sequence[Cost | None]) -> list[_Column]:
+    origins = _each(costs, lambda cost: cost.origin)
+    whole = not {"composed", "estimated"} & set(origins)
     columns = [
         _numbers("Median (ms)", _each(costs, lambda cost: cost.latency_ms)),
         _Column("95 % interval", _each(costs, _median_interval), "interval", missing=""),
-        _numbers("p99 (ms)", _each(costs, lambda cost: cost.p99_ms), "few samples"),
+        _numbers(
+            "p99 (ms)", _each(costs, lambda cost: cost.p99_ms), "few samples" if whole else "none"
+        ),
         _numbers("p99 bound (ms)", _each(costs, lambda cost: cost.bound_ms)),
+        *([] if whole else [_Column("Cost", origins)]),
     ]
     energies = _each(costs, lambda cost: cost.energy_mj)
     if any(energies):

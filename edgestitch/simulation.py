@@ -4,7 +4,8 @@ It is what profiles are tested against, and it says in code what the profiler as
 
     a call takes    the sum over its atoms + a call + borders  (+ what does not add up, if you say so)
                     x noise x drift x throttling x a cold start
-    and uses        the sum over its atoms, beside what the idle device uses in that time
+    and uses        the sum over its atoms, however long it takes, beside what the idle device uses
+                    in that time
     a counter says  the energy at its last update, in steps
     a gauge says    the mean power over a part of the period before its last update
 
@@ -128,7 +129,6 @@ class SimulatedDevice:
         self.noise = noise
         self.now_ns = 1_000_000_000
         self.calls = 0
-        self.state_reads = 0
         self._latency_ms = {n: self._sum(n, self.costs_ms) + extra_ms(n) for n in self.cut.chains}
         self._work_mj = {n: self._sum(n, self.energies_mj) + extra_mj(n) for n in self.cut.chains}
         self._spike_probability = spike_probability
@@ -139,9 +139,9 @@ class SimulatedDevice:
         self._cold_calls = cold_calls
         self._wake_ms = wake_ms
         self._rested = False
-        self._others = others
+        self.others = others
         self._random = np.random.default_rng(seed)
-        self._start_ns = self.now_ns
+        self.start_ns = self.now_ns
         # Work done, in millijoules beyond idle, at the beginning and at the end of each call.
         self._times_ns = [self.now_ns]
         self._done_mj = [0.0]
@@ -173,7 +173,7 @@ class SimulatedDevice:
         """Energy from the beginning to each of these moments."""
         first = max(bisect_left(self._times_ns, int(times_ns[0])) - 1, 0)
         work = np.interp(times_ns, self._times_ns[first:], self._done_mj[first:])
-        used: np.ndarray = work + self.idle_w * (times_ns - self._start_ns) / 1e6
+        used: np.ndarray = work + self.idle_w * (times_ns - self.start_ns) / 1e6
         return used
 
     # --- what it does
@@ -188,29 +188,32 @@ class SimulatedDevice:
         self._done_mj += (done, done + self._work_mj[topology])
 
     def _duration_ms(self, topology: str) -> float:
-        seconds = self._seconds
+        seconds = self.seconds
         factor = self._drift(seconds)
         factor *= 1 + (self._cold - 1) * exp(-self.calls / self._cold_calls)
         factor *= exp(self.noise * self._random.standard_normal())
         if self._spike_probability and self._random.random() < self._spike_probability:
             factor *= self._spike
-        for interval in self._active():
+        for interval in self.active():
             factor *= interval.slower
         rested, self._rested = self._rested, False
         return self._latency_ms[topology] * factor + self._wake_ms * rested
 
     @property
-    def _seconds(self) -> float:
-        return (self.now_ns - self._start_ns) / 1e9
+    def seconds(self) -> float:
+        """Since the device's beginning."""
+        return (self.now_ns - self.start_ns) / 1e9
 
-    def _active(self) -> list[Throttling]:
-        return [t for t in self._throttling if t.start_s <= self._seconds < t.stop_s]
+    def active(self) -> list[Throttling]:
+        """Why it throttles now."""
+        return [t for t in self._throttling if t.start_s <= self.seconds < t.stop_s]
 
     def clock(self) -> int:
         """Nanoseconds."""
         return self.now_ns
 
     def sleep(self, seconds: float) -> None:
+        """Lets the clock go on without work."""
         self.now_ns += round(seconds * 1e9)
         self._rested = self._rested or seconds >= 0.01
 
@@ -252,7 +255,7 @@ class SimulatedDevice:
             updates = self._updates(moments_ns, period_s, phase)
             used = self.used_mj(updates)
             if reset_at_s is not None:
-                reset_ns = self._start_ns + round(reset_at_s * 1e9)
+                reset_ns = self.start_ns + round(reset_at_s * 1e9)
                 at_reset = self.used_mj(np.array([reset_ns]))[0] if updates[-1] >= reset_ns else 0
                 used -= np.where(updates >= reset_ns, at_reset, 0.0)
             steps: np.ndarray = np.floor(used / resolution_mj) * resolution_mj
@@ -276,7 +279,7 @@ class SimulatedDevice:
 
         def values(moments_ns: np.ndarray) -> np.ndarray:
             updates = self._updates(moments_ns, period_s, phase)
-            begins = np.maximum(updates - looked_ns, self._start_ns)
+            begins = np.maximum(updates - looked_ns, self.start_ns)
             mean_w = 1e6 * (self.used_mj(updates) - self.used_mj(begins)) / looked_ns
             # One reading an update: its noise is the same however often it is read.
             _, which = np.unique(updates, return_inverse=True)
@@ -289,9 +292,9 @@ class SimulatedDevice:
     def _updates(self, moments_ns: np.ndarray, period_s: float, phase: float) -> np.ndarray:
         """When the last update before each moment was."""
         period_ns = period_s * 1e9
-        first_ns = self._start_ns + phase * period_ns
+        first_ns = self.start_ns + phase * period_ns
         number = np.floor((moments_ns - first_ns) / period_ns)
-        return np.maximum(first_ns + number * period_ns, self._start_ns).astype(np.int64)
+        return np.maximum(first_ns + number * period_ns, self.start_ns).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -324,6 +327,9 @@ class SimulatedSource:
     def classes(self) -> Mapping[str, str]:
         return self.device.classes
 
+    def sizes(self) -> Mapping[str, float]:
+        return {name: self.device.latency_ms(name) for name in self.segments}
+
 
 @dataclass(frozen=True)
 class SimulatedSensors:
@@ -333,14 +339,13 @@ class SimulatedSensors:
     locked: bool | None = False
 
     def read(self) -> State:
-        active = self.device._active()
-        self.device.state_reads += 1
+        active = self.device.active()
         return State(
             clocks_mhz={"gpu": floor(1000 / np.prod([t.slower for t in active]))},
             temperatures_c={"gpu": 90.0 if active else 60.0},
             throttle=tuple(t.reason for t in active),
             events={},
-            others=self.device._others,
+            others=self.device.others,
         )
 
 
@@ -356,6 +361,7 @@ class SimulatedMeter:
     values: Callable[[np.ndarray], np.ndarray]
     """What it shows at these moments."""
     dies_at_s: float | None = None
+    lag_s: float = 0.0
     name: str = "simulated"
     scope: str = "simulated device"
 
@@ -381,7 +387,7 @@ class SimulatedMeter:
     def _trace(self, moments_ns: np.ndarray) -> Trace:
         failures: tuple[str, ...] = ()
         if self.dies_at_s is not None:
-            gone = moments_ns >= self.device._start_ns + self.dies_at_s * 1e9
+            gone = moments_ns >= self.device.start_ns + self.dies_at_s * 1e9
             failures = ("the meter does not answer any more",) * int(gone.sum())
             moments_ns = moments_ns[~gone]
         return Trace(

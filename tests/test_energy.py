@@ -178,7 +178,7 @@ def test_a_meter_that_dies_at_once_leaves_no_energy_and_the_reason():
     assert found.half_width is None
     assert found.reason is not None
     assert "the meter does not answer any more" in found.reason
-    assert device._seconds < 60  # it is given up, not tried for ten minutes
+    assert device.seconds < 60  # it is given up, not tried for ten minutes
 
 
 def test_a_meter_that_dies_in_the_second_round_leaves_what_it_said_and_the_reason():
@@ -205,7 +205,7 @@ def test_the_time_cap_is_kept_and_said():
     device = toy_device()
     found = measured(wattmeter(device, device.counter(0.02), with_seed(0, time_cap_s=3.0)), device)
     assert found.reason == "the time cap of 3 s ended the measuring of energy"
-    assert device._seconds < 3 + 2 * 1.5 + 2
+    assert device.seconds < 3 + 2 * 1.5 + 2
 
 
 def test_throttling_in_the_middle_of_a_window_is_seen():

@@ -23,10 +23,11 @@ from edgestitch.catalog import shipped_accuracy, shipped_complexity, shipped_pee
 from edgestitch.complexity import AtomComplexity, Complexity
 from edgestitch.errors import ArtifactError, EdgestitchError, InfeasibleError, MismatchError
 from edgestitch.peers import Peer, Peers
-from edgestitch.profile import Conditions, Cost, Profile, Protocol
+from edgestitch.profile import Certificate, Conditions, Cost, Profile, Protocol
 from edgestitch.recipe import load_family
 from edgestitch.report import RunRow, render, write_report
 from edgestitch.schedule import Budget, Candidate, Plan, candidates
+from tests.strategies import composition
 
 FAMILY = load_family("toy")
 NETWORK = "5eed" * 16
@@ -374,6 +375,40 @@ def test_energy_that_was_measured_is_in_table_and_hover(accuracy):
     assert "Power (W)" in page
     assert "Energy 12.0 mJ, 12.0 W" in embedded(page)["points"][0]["hover"]
     assert "not measured" not in part(page, 'id="topologies"', "</section>")
+
+
+def test_costs_that_were_not_measured_are_marked(accuracy):
+    certificate = Certificate(
+        held_out=2,
+        median_error=0.011,
+        p95_error=0.034,
+        factor=1.05,
+        spread=0.05,
+        confidence=0.9,
+        costs={"call": 1.0},
+    )
+    measured = make_profile().costs
+    costs = [
+        replace(cost, origin="composed", samples=0, p99_ms=None, max_ms=None)
+        for cost in measured[2:]
+    ]
+    page = render(
+        FAMILY,
+        accuracy,
+        profile=make_profile(costs=(*measured[:2], *costs), composition=composition(certificate)),
+    )
+    assert "7 of 9, as sums fitted to 1 measured ones; error on 2 others: median 1.1 %" in page
+    topologies = part(page, 'id="topologies"', "</section>")
+    assert topologies.count('<td class="number">composed</td>') == 7
+    assert "fewer samples than a bound" not in page
+    hovers = [point["hover"] for point in embedded(page)["points"]]
+    assert sum("Composed, not measured; at most" in hover for hover in hovers) == 7
+
+
+def test_estimates_are_said_to_be_none_of_them_measured(accuracy):
+    costs = [replace(cost, origin="estimated", samples=0) for cost in make_profile().costs]
+    page = render(FAMILY, accuracy, profile=make_profile(costs=tuple(costs)))
+    assert "Latencies are estimates from the device's peaks: nothing was measured yet" in page
 
 
 def test_a_bound_from_few_samples_is_said_to_be_the_largest_sample(accuracy):

@@ -32,11 +32,17 @@ from profiler import judge, measure_twice, network_of
 
 from edgestitch import environment
 from edgestitch.artifact import load
-from edgestitch.compose import Selection, predict, terms
+from edgestitch.compose import Selection, predict
 from edgestitch.device import Device, resolve
 from edgestitch.energy import EnergySettings, Wattmeter, energies, measure_energies
 from edgestitch.engine import network_source, profile_network
-from edgestitch.measure import Instruments, MeasureSettings, find_instruments, save_profile
+from edgestitch.measure import (
+    Instruments,
+    MeasureSettings,
+    find_instruments,
+    save_profile,
+    terms_of,
+)
 from edgestitch.profile import Load, Profile
 from edgestitch.program import example_images
 from edgestitch.timer import Pacer, TimerSettings
@@ -52,6 +58,8 @@ class Context:
         self.out = out
         self.quick = quick
         self.backend = backend
+        self.deadline = float("inf")
+        """When no more is begun, by the monotonic clock."""
         self.families = ("toy",) if quick else FAMILIES
         self.precisions = ("fp32",) if device.accelerator == "cpu" else ("fp16", "fp32")
         self.main = self.families[0]
@@ -64,7 +72,9 @@ class Context:
             return TimerSettings(min_samples=20, time_cap_s=2, min_warmup_s=0)
         return TimerSettings(min_samples=473, time_cap_s=time_cap_s)
 
-    def energy(self) -> EnergySettings:
+    def energy(self, *, brief: bool = False) -> EnergySettings:
+        if brief and not self.quick:
+            return EnergySettings(periods=20, max_windows=2, mixed_windows=0, idle_s=5)
         if self.quick:
             return EnergySettings(window_s=0.2, periods=1, settle_s=0, idle_s=0.2, mixed_windows=2)
         return EnergySettings(max_windows=4, time_cap_s=150)
@@ -107,14 +117,19 @@ def profiles(context: Context) -> Any:
             path = (
                 context.out / family / f"{context.device.name}.{context.backend}-{precision}.json"
             )
-            if not path.exists():
-                found[str(path)] = _profile(context, family, precision, path)
+            if path.exists():
+                continue
+            if time.monotonic() > context.deadline:
+                return {**found, "left": "the time is up: call again for the rest"}
+            found[str(path)] = _profile(context, family, precision, path)
     return found
 
 
 def _profile(context: Context, family: str, precision: str, path: Path) -> Any:
     started = time.monotonic()
-    settings = MeasureSettings(timer=context.timer(60), energy=context.energy())
+    # The main family's energy with all that belongs to it, the others' in a minute each.
+    energy = context.energy(brief=family != context.main)
+    settings = MeasureSettings(timer=context.timer(60), energy=energy)
     profile, samples = profile_network(
         network_of(family),
         context.instruments(energy=True),
@@ -136,11 +151,7 @@ def closure(context: Context) -> Any:
     with network_source(
         network_of(context.main), context.device, backend=context.backend
     ) as source:
-        found = terms(
-            {name: source.family.atoms(name) for name in source.segments},
-            source.classes(),
-            {name: len(segments) - 1 for name, segments in source.segments.items()},
-        )
+        found = terms_of(source)
         names = list(source.segments)
         program = source.program(names)
         images = example_images(source.family, 1)
@@ -223,12 +234,12 @@ PARTS: dict[str, Callable[[Context], Any]] = {
 
 
 def run(context: Context, parts: list[str], limit_s: float) -> None:
-    started = time.monotonic()
+    context.deadline = time.monotonic() + limit_s
     for name in parts:
         path = context.out / f"{name}.json"
         if path.exists() and name != "profiles":
             continue
-        if time.monotonic() - started > limit_s:
+        if time.monotonic() > context.deadline:
             print(f"{name}: left for the next call, {limit_s:g} s are over", flush=True)
             continue
         with _timed(name):

@@ -82,6 +82,10 @@ class Meter(Protocol):
         """Between the sensor's updates (counter) or between readings (gauge)."""
 
     @property
+    def lag_s(self) -> float:
+        """How long a gauge still shows what was before: the time that it averages over."""
+
+    @property
     def notes(self) -> Mapping[str, str]:
         """Settings of the sensor that its numbers depend on, for the profile."""
 
@@ -104,6 +108,7 @@ class NoMeter:
     name: str = "none"
     scope: str = "nothing"
     period_s: float = 0.0
+    lag_s: float = 0.0
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def record(self) -> AbstractContextManager[Recording]:

@@ -58,13 +58,13 @@ def _energy_meter(nvml: Nvml | str) -> PolledMeter:
 
 
 def _power_meter(nvml: Nvml | str) -> PolledMeter:
-    scope, read, reason = "GPU", _nothing, None
+    scope, read, lag_s, reason = "GPU", _nothing, 0.0, None
     notes: dict[str, str] = {}
     if isinstance(nvml, str):
         reason = nvml
     else:
         try:
-            scope, read, notes = _power_source(nvml)
+            scope, read, lag_s, notes = _power_source(nvml)
         except DeviceError as error:
             reason = str(error)
     return PolledMeter(
@@ -74,14 +74,15 @@ def _power_meter(nvml: Nvml | str) -> PolledMeter:
         open=lambda: nullcontext(read),
         poll_s=0.02,
         period_s=0.1,  # newer drivers update it so; a reading in between says nothing new
+        lag_s=lag_s,
         resolution=1e-3,
         notes=notes,
         reason=reason,
     )
 
 
-def _power_source(nvml: Nvml) -> tuple[str, Read, dict[str, str]]:
-    """Scope, reader and notes of the best that answers.
+def _power_source(nvml: Nvml) -> tuple[str, Read, float, dict[str, str]]:
+    """Scope, reader, lag and notes of the best that answers.
 
     Superchips of CPU and GPU, as GH200, refuse the scope of the GPU. Drivers before 530 have no
     field; since Ampere (but for GA100) the older call is an average, which blurs a short window.
@@ -91,6 +92,7 @@ def _power_source(nvml: Nvml) -> tuple[str, Read, dict[str, str]]:
             return (
                 words,
                 lambda scope=scope: nvml.read_field(POWER_INSTANT, scope) / 1e3,
+                0.0,
                 {"field": f"instant power, scope {scope}"},
             )
     if nvml.query(_USAGE) is None:
@@ -99,6 +101,7 @@ def _power_source(nvml: Nvml) -> tuple[str, Read, dict[str, str]]:
     return (
         "GPU, 1 s average",
         lambda: float(nvml.call(_USAGE, nvml.handle)) / 1e3,
+        1.0,
         {"field": "power usage: an average over 1 s on Ampere and later, but for GA100"},
     )
 

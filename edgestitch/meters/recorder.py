@@ -37,6 +37,7 @@ class PolledMeter:
     poll_s: float
     """From the end of a reading to the next."""
     period_s: float
+    lag_s: float = 0.0
     reason: str | None = None
     resolution: float | None = None
     notes: Mapping[str, str] = field(default_factory=dict)

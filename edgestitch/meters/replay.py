@@ -35,6 +35,7 @@ class ReplayMeter:
     name: str = "replay"
     scope: str = "what the external meter covers"
     reason: str | None = None
+    lag_s: float = 0.0
     notes: Mapping[str, str] = field(default_factory=dict)
 
     @property

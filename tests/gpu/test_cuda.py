@@ -1,6 +1,7 @@
 """What only a CUDA device can show; skipped, with the reason, where there is none."""
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def test_a_meter_that_is_chosen_reads_more_power_under_load_than_none(device):
         pytest.skip(instruments.meter.reason)
     values = torch.ones(4096, 4096, device="cuda", dtype=torch.float16)
 
-    def watts(work) -> float:
+    def watts(work: Callable[[], object]) -> float:
         with instruments.meter.record() as recording:
             start = time.perf_counter_ns()
             while time.perf_counter_ns() - start < 3e9:
