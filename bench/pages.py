@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-import psutil
-
 QUIET = 0.05
 """Share of the machine that others may have before a figure is called noisy."""
 
@@ -34,6 +32,8 @@ def observed() -> Iterator[Span]:
 
 def _cpu_s() -> tuple[float, float]:
     """Seconds of CPU of the whole machine, and of this process with the children it waited for."""
+    import psutil  # only where a page is written, not where a device is measured
+
     machine = psutil.cpu_times()
     idle = {"idle", "iowait", "guest", "guest_nice"}  # guest is inside user already
     busy = sum(value for name, value in machine._asdict().items() if name not in idle)

@@ -21,7 +21,8 @@ from edgestitch.catalog import shipped_network
 from edgestitch.compose import Selection, predict, variance_factors
 from edgestitch.device import resolve
 from edgestitch.engine import NetworkSource, network_source
-from edgestitch.measure import Instruments, find_instruments, terms_of
+from edgestitch.instruments import Instruments, find_instruments
+from edgestitch.measure import terms_of
 from edgestitch.network import StitchNetwork, build_network, load_network
 from edgestitch.program import example_images
 from edgestitch.progress import Progress, silent

@@ -28,7 +28,8 @@ from edgestitch.catalog import shipped_network
 from edgestitch.device import detect
 from edgestitch.engine import compile_deployment, profile_network
 from edgestitch.family import normalized_range
-from edgestitch.measure import MeasureSettings, find_instruments
+from edgestitch.instruments import find_instruments
+from edgestitch.measure import MeasureSettings
 from edgestitch.network import StitchNetwork, build_network, load_network, save_network
 from edgestitch.profile import Profile
 from edgestitch.program import Cut, compile_segments, cut_topologies, example_images, load_program

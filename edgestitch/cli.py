@@ -663,7 +663,7 @@ def verify(
 
         # What the profile is of, if that can be had here; else this machine, to say what it is.
         found = resolve("cpu" if profile.conditions.device == "cpu" else "auto")
-        from .measure import find_instruments
+        from .instruments import find_instruments
         from .verify import verify as run
 
         loaded, _ = _network_or_random(network or profile.family)
@@ -785,7 +785,7 @@ def compile(  # noqa: A001 (the verb's name)
 
     found = resolve(device)
     from .engine import compile_deployment
-    from .measure import find_instruments
+    from .instruments import find_instruments
     from .report import format_ms
 
     plan = load_plan(plan_file)
@@ -1063,7 +1063,8 @@ def _measure_profile(
     from .backends import backend as find_backend
     from .device import resolve
     from .engine import profile_network
-    from .measure import find_instruments, save_profile
+    from .instruments import find_instruments
+    from .measure import save_profile
 
     found = resolve(device)
     instruments = find_instruments(found, energy=settings.energy is not None, meter=meter)

@@ -13,7 +13,8 @@ from .data import preprocess, shipped_images
 from .device import Device, detect
 from .engine import Deployment, compile_deployment, open_deployment, profile_network
 from .errors import ArtifactError, MismatchError
-from .measure import MeasureSettings, find_instruments
+from .instruments import find_instruments
+from .measure import MeasureSettings
 from .network import StitchNetwork, load_network
 from .progress import Progress, silent
 from .schedule import plan

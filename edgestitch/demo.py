@@ -12,7 +12,8 @@ from .data import preprocess, shipped_images
 from .default import QUICK, deployed, load_shipped
 from .device import detect
 from .engine import Deployment, compile_deployment, profile_network
-from .measure import MeasureSettings, find_instruments, save_profile
+from .instruments import find_instruments
+from .measure import MeasureSettings, save_profile
 from .profile import Profile
 from .progress import Progress, silent
 from .report import RunRow, write_report

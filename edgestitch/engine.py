@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,6 +20,7 @@ import msgspec
 import numpy as np
 import torch
 
+from . import __version__
 from .accuracy import Accuracy
 from .artifact import Artifact, Value, load, read, save, sha256
 from .backends import Backend
@@ -30,8 +30,9 @@ from .device import Device, detect, resolve
 from .errors import ArtifactError, CompileError, MismatchError
 from .family import Family
 from .folder import digests, replacing_folder
+from .instruments import Instruments
 from .journal import Journal
-from .measure import Instruments, LoadedSource, MeasureSettings, measure, save_profile
+from .measure import LoadedSource, MeasureSettings, measure, save_profile
 from .network import StitchNetwork, count, load_network, save_network
 from .profile import Conditions, Profile, require_same_network
 from .program import (
@@ -287,7 +288,7 @@ def _journal(
             "load": str(settings.load),
             "contention": str(settings.contention),
             "burst": str(settings.timer.burst),
-            "edgestitch": version("edgestitch"),
+            "edgestitch": __version__,
             "throttled": "kept" if settings.timer.keep_throttled else "dropped",
         },
     )

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import version
 
+from . import __version__
 from .artifact import Value
 from .complexity import AtomComplexity, Complexity
 from .device import Descriptor, Variant, descriptor, resolve
@@ -203,7 +203,7 @@ def _conditions(peaks: Peaks, precision: str, batch: int) -> Conditions:
         precision=precision,
         batch=batch,
         threads=peaks.threads,
-        versions={"edgestitch": version("edgestitch")},
+        versions={"edgestitch": __version__},
         module=peaks.module,
     )
 

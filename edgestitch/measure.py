@@ -8,26 +8,21 @@
 What was measured is kept as soon as it is final, so that a killed profile goes on where it was.
 """
 
-import os
 import platform
-import signal
-import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 import numpy as np
 
+from . import __version__
 from .artifact import Value, load_tensors, save, save_tensors, tensor_digest
 from .compose import Selection, Terms, predict, terms
-from .device import Device, descriptor
+from .device import Device
 from .energy import (
     Energies,
     EnergySettings,
@@ -37,15 +32,15 @@ from .energy import (
     measure_energies,
     measure_mixed,
 )
-from .errors import DeviceError, MismatchError
+from .errors import MismatchError
 from .family import Family
+from .instruments import Instruments, beside
 from .journal import Journal
-from .meters import Meter, NoMeter, find_meter
 from .profile import Attribution, Certificate, Composition, Conditions, Cost, Load, Profile
 from .profile import Protocol as ProtocolRecord
 from .program import Program, example_images
 from .progress import Progress, silent
-from .sensors import Sensors, State, find_sensors
+from .sensors import State
 from .timer import Clock, Pacer, Samples, Taken, TimerSettings, interleave, summarize
 
 SAMPLES = "latency samples"
@@ -97,48 +92,6 @@ class LoadedSource:
 
     def sizes(self) -> None:
         return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Instruments:
-    """What a device is measured with."""
-
-    device: Device
-    meter: Meter
-    sensors: Sensors | None = None
-    clock: Clock = time.perf_counter_ns
-    sleep: Callable[[float], None] = time.sleep
-
-    def look(self) -> State | None:
-        return self.sensors.read() if self.sensors else None
-
-
-def find_instruments(
-    device: Device, *, energy: bool = True, meter: str | None = None
-) -> Instruments:
-    """What this machine has to measure that device with; the meter is tried under load.
-
-    `meter` names the one to use, instead of the best that works.
-    """
-    rails = descriptor(device.name).rails
-    found = (
-        find_meter(device, totals=rails.totals, burn=_burn(device), only=meter)
-        if energy
-        else NoMeter("energy was not asked for")
-    )
-    return Instruments(device=device, meter=found, sensors=find_sensors(device))
-
-
-def _burn(device: Device) -> Callable[[], object]:
-    """Some milliseconds of work for the device, so that its meter has something to show."""
-    import torch
-
-    values = torch.ones(1024, 1024, device=device.accelerator)
-
-    def burn() -> object:
-        return (values @ values).sum().item()
-
-    return burn
 
 
 class MeasureSettings(Value, frozen=True, kw_only=True):
@@ -558,36 +511,6 @@ def attribute(
     )
 
 
-@contextmanager
-def beside(command: str | None) -> Iterator[None]:
-    """Runs a command of the shell meanwhile, and ends it and all that it started.
-
-    Raises:
-        DeviceError: it ended by itself, so that some of what was measured was measured alone.
-    """
-    if command is None:
-        yield
-        return
-    process = subprocess.Popen(
-        ["/bin/sh", "-c", command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a group of its own, to be ended as a whole
-    )
-    try:
-        yield
-        if process.poll() is not None:
-            raise DeviceError(
-                f"the command beside, {command!r}, ended with exit code {process.returncode} while "
-                "it was measured; give one that goes on until it is stopped"
-            )
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 def conditions(
     program: Program,
     device: Device,
@@ -596,7 +519,7 @@ def conditions(
 ) -> Conditions:
     """What a profile of this program on this device depends on."""
     versions = {
-        "edgestitch": version("edgestitch"),
+        "edgestitch": __version__,
         "python": platform.python_version(),
         program.backend: program.version,
     }

@@ -23,7 +23,7 @@ import numpy as np
 
 from .device import Device
 from .family import Family
-from .measure import Instruments
+from .instruments import Instruments
 from .meters import Meter, NoMeter, Quantity, Recording, Trace
 from .program import Program, cut_topologies
 from .sensors import State

@@ -19,7 +19,9 @@ from .device import detect
 from .engine import Deployment, Manifest, compile_deployment, profile_network
 from .errors import CompileError
 from .evaluate import evaluate
-from .measure import MeasureSettings, find_instruments
+from .instruments import find_instruments
+from .measure import MeasureSettings
+from .meters.replay import ReplayMeter as ReplayMeter
 from .network import StitchNetwork, build_network
 from .profile import Conditions, Cost, Profile, Protocol
 from .program import Program, cut_topologies

@@ -7,7 +7,8 @@ import numpy as np
 from .artifact import Value
 from .engine import network_source
 from .errors import MismatchError
-from .measure import Instruments, conditions
+from .instruments import Instruments
+from .measure import conditions
 from .network import StitchNetwork
 from .profile import Cost, Profile, require_comparable, require_equal
 from .program import example_images

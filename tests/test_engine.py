@@ -27,15 +27,8 @@ from edgestitch.engine import (
     profile_network,
 )
 from edgestitch.evaluate import evaluate
-from edgestitch.measure import (
-    Instruments,
-    LoadedSource,
-    MeasureSettings,
-    find_instruments,
-    load_samples,
-    measure,
-    save_profile,
-)
+from edgestitch.instruments import Instruments, find_instruments
+from edgestitch.measure import LoadedSource, MeasureSettings, load_samples, measure, save_profile
 from edgestitch.meters import NoMeter
 from edgestitch.network import build_network
 from edgestitch.profile import Load, Profile

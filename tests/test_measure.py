@@ -19,8 +19,9 @@ from scipy.stats import binom, norm
 from edgestitch.compose import Selection, predict, terms
 from edgestitch.energy import EnergySettings, Window
 from edgestitch.errors import ArtifactError, DeviceError, MismatchError
+from edgestitch.instruments import beside
 from edgestitch.journal import Journal
-from edgestitch.measure import MeasureSettings, beside, load_samples, measure, save_profile
+from edgestitch.measure import MeasureSettings, load_samples, measure, save_profile
 from edgestitch.profile import Load, Profile
 from edgestitch.recipe import load_family
 from edgestitch.simulation import SimulatedDevice, Throttling

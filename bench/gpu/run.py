@@ -36,13 +36,8 @@ from edgestitch.compose import Selection, predict
 from edgestitch.device import Device, resolve
 from edgestitch.energy import EnergySettings, Wattmeter, energies, measure_energies
 from edgestitch.engine import network_source, profile_network
-from edgestitch.measure import (
-    Instruments,
-    MeasureSettings,
-    find_instruments,
-    save_profile,
-    terms_of,
-)
+from edgestitch.instruments import Instruments, find_instruments
+from edgestitch.measure import MeasureSettings, save_profile, terms_of
 from edgestitch.profile import Load, Profile
 from edgestitch.program import example_images
 from edgestitch.timer import Pacer, TimerSettings
@@ -60,7 +55,7 @@ class Context:
         self.backend = backend
         self.deadline = float("inf")
         """When no more is begun, by the monotonic clock."""
-        self.families = ("toy",) if quick else FAMILIES
+        self.families = ("fashion-vit",) if quick else FAMILIES
         self.precisions = ("fp32",) if device.accelerator == "cpu" else ("fp16", "fp32")
         self.main = self.families[0]
 

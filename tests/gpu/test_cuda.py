@@ -9,7 +9,7 @@ import torch
 
 from edgestitch.device import resolve
 from edgestitch.engine import check_program, network_source
-from edgestitch.measure import find_instruments
+from edgestitch.instruments import find_instruments
 from edgestitch.meters import find_meter
 from edgestitch.meters.window import mean_power_w
 from edgestitch.program import example_images
