@@ -47,7 +47,8 @@ SAMPLES = "latency samples"
 SAMPLES_VERSION = 1
 
 # Attribution is a median over few calls: it explains, and nothing is decided by it.
-MARKED_CALLS = 50
+MARKED_CALLS = 20
+MARKED_TOPOLOGIES = 8
 
 
 class Source(Protocol):
@@ -351,7 +352,8 @@ class _Run:
     def attribution(self) -> Attribution | None:
         """Where the time goes, from marks between segments; `None`: the backend sets none."""
         marked = {n: run for program in self.programs for n, run in program.marked.items()}
-        names = [name for name in self.selection.designed if name in marked]
+        known = {n: self.source.segments[n] for n in self.selection.measured if n in marked}
+        names = _covering(known, MARKED_TOPOLOGIES)
         if not names:
             return None
         images = example_images(self.source.family, self.programs[0].batch)
@@ -479,6 +481,16 @@ def _ranges(readings: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, f
     names = dict.fromkeys(name for reading in readings for name in reading)
     values = {name: [r[name] for r in readings if name in r] for name in names}
     return {n: (min(v), float(np.median(v)), max(v)) for n, v in values.items()}
+
+
+def _covering(segments: Mapping[str, tuple[str, ...]], number: int) -> list[str]:
+    """Topologies, `number` at most, that have as many of the segments as can be; greedily."""
+    left = {segment for chain in segments.values() for segment in chain}
+    chosen: list[str] = []
+    while left and len(chosen) < number:
+        chosen.append(max(segments, key=lambda name: len(left.intersection(segments[name]))))
+        left -= set(segments[chosen[-1]])
+    return chosen
 
 
 def attribute(

@@ -235,7 +235,7 @@ class Attribution(Value, frozen=True, kw_only=True):
     """Where the time of a call goes, by segment, from marks between them."""
 
     segments_ms: dict[str, float]
-    """Median of each segment within whole topologies."""
+    """Median of each segment within whole topologies; of those that a few topologies have."""
     rest_ms: float
     """Median of what no segment has: copies, launch, waiting."""
     overhead: float
