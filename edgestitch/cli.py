@@ -101,7 +101,7 @@ precision_option = click.option(
     "--precision", default="fp32", show_default=True, help="fp32, fp16 or bf16."
 )
 backend_option = click.option(
-    "--backend", default="auto", show_default=True, help="auto, openvino or eager."
+    "--backend", default="auto", show_default=True, help="auto, openvino, eager or inductor."
 )
 batch_option = click.option(
     "--batch", default=1, show_default=True, type=click.IntRange(1), help="Images in a call."
@@ -652,7 +652,8 @@ def verify(
 ) -> None:
     """Whether PROFILE still holds: measures a few of its topologies again.
 
-    Exit code 0: it holds; 1: no longer; 3: this is another network, device, mode, driver or backend.
+    Exit code 0: it holds; 1: no longer; 3: this is another network, device, mode, driver or backend,
+    or it cannot be measured here as it was.
     NETWORK may be left out where the profile is of shipped or of random weights.
     """
     from .report import format_ms
@@ -676,7 +677,7 @@ def verify(
                 tolerance=tolerance,
                 progress=progress,
             )
-    except MismatchError as error:
+    except (MismatchError, DeviceError) as error:
         print(f"edgestitch: not comparable: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(3)
     if as_json:

@@ -1,5 +1,6 @@
 """Stitched networks: every segment of a family in one module, assembled into topologies."""
 
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -316,3 +317,11 @@ def _num_params(atom: nn.Module) -> int:
     return sum(
         p.numel() for name, p in atom.named_parameters() if not name.endswith("attention_biases")
     )
+
+
+def structure(module: nn.Module) -> str:
+    """What a module computes but for its weights: equal for modules that compute the same thing."""
+    # Paths that are dropped in training at a rate that grows with depth cost the same in use.
+    structure = re.sub(r"drop_prob=[0-9.e-]+", "", repr(module))
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return f"{structure} {[(name, tuple(tensor.shape)) for name, tensor in tensors]}"

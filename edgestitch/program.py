@@ -1,19 +1,17 @@
 """Programs: topologies of a network cut into segments, compiled, and ready to be called."""
 
-import re
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from .backends import Backend, Compiled, Marked, Run
 from .device import Device
 from .errors import DeviceError
 from .family import Family, cut, normalized_range, segment_name
-from .network import StitchNetwork
+from .network import StitchNetwork, structure
 from .progress import Progress, silent
 
 
@@ -68,16 +66,9 @@ def atom_classes(network: StitchNetwork) -> dict[str, str]:
     """
     first: dict[tuple[str, str], str] = {}
     return {
-        name: first.setdefault((name.split(":")[0], _signature(module)), name)
+        name: first.setdefault((name.split(":")[0], structure(module)), name)
         for name, module in network.atoms.items()
     }
-
-
-def _signature(module: nn.Module) -> str:
-    # Paths that are dropped in training at a rate that grows with depth cost the same in use.
-    structure = re.sub(r"drop_prob=[0-9.e-]+", "", repr(module))
-    tensors = (*module.named_parameters(), *module.named_buffers())
-    return f"{structure} {[(name, tuple(tensor.shape)) for name, tensor in tensors]}"
 
 
 def require(backend: Backend, precision: str, device: Device) -> None:

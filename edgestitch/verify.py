@@ -7,7 +7,7 @@ import numpy as np
 from .artifact import Value
 from .engine import network_source
 from .errors import MismatchError
-from .instruments import Instruments
+from .instruments import Instruments, beside
 from .measure import conditions
 from .network import StitchNetwork
 from .profile import Cost, Profile, require_comparable, require_equal
@@ -85,15 +85,16 @@ def verify(
         now = conditions(program, instruments.device, then.load, then.contention)
         require_comparable("the profile and this device", then, now)
         images = example_images(network.family, program.batch, seed=timer.seed)
-        samples = interleave(
-            {name: partial(program.runs[name], images) for name in names},
-            timer,
-            load=then.load,
-            look=instruments.sensors.read if instruments.sensors else None,
-            clock=instruments.clock,
-            sleep=instruments.sleep,
-            progress=progress,
-        )
+        with beside(then.contention):
+            samples = interleave(
+                {name: partial(program.runs[name], images) for name in names},
+                timer,
+                load=then.load,
+                look=instruments.sensors.read if instruments.sensors else None,
+                clock=instruments.clock,
+                sleep=instruments.sleep,
+                progress=progress,
+            )
     return Verification(
         replays=tuple(
             _replay(profile.by_topology[name], samples.durations_ns[name], tolerance)

@@ -432,6 +432,10 @@ def test_verify_says_by_its_exit_code_whether_a_profile_holds(files, tmp_path):
     code, said = _verify(f"{tmp_path}/other.json {files}/toy.safetensors")
     assert code == 3
     assert "hardware is Colossus and" in said
+    conditions = msgspec.structs.replace(profile.conditions, contention="exit 7")
+    save(msgspec.structs.replace(profile, conditions=conditions), tmp_path / "beside.json")
+    code, said = _verify(f"{tmp_path}/beside.json {files}/toy.safetensors")
+    assert (code, "ended with exit code 7" in said) == (3, True)
 
 
 def _verify(line: str) -> tuple[int, str]:

@@ -69,7 +69,7 @@ class Backend:
 
 
 # In order of preference: the first one that is available for the device is the default.
-NAMES = ("openvino", "eager")
+NAMES = ("openvino", "eager", "inductor")
 
 
 def backend(name: str | Backend, accelerator: str = "cpu") -> Backend:

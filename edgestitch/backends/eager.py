@@ -2,8 +2,10 @@
 
 import copy
 import time
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 
 from . import Backend, Compiled, Loaded, Marked, Run
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+M = TypeVar("M", bound=nn.Module)
+Step = Callable[[Tensor], Tensor]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def _compile(segment: nn.Module, example: Tensor, path: Path, precision: str) -> None:
@@ -19,40 +23,56 @@ def _compile(segment: nn.Module, example: Tensor, path: Path, precision: str) ->
 
 
 def _load(compiled: Compiled) -> Loaded:
-    device = torch.device(compiled.accelerator)
-    dtype = _DTYPES[compiled.precision]
-    network = compiled.network().eval()
-    # In another precision it is another network: the one that was given stays as it is.
-    network = (copy.deepcopy(network) if dtype != torch.float32 else network).to(device, dtype)
-    chains = {
-        topology: [network.chain(compiled.atoms[name]) for name in segments]
-        for topology, segments in compiled.chains.items()
-    }
-    return Loaded(
-        runs={topology: _run(chain, device, dtype) for topology, chain in chains.items()},
-        marked={topology: _marked(chain, device, dtype) for topology, chain in chains.items()},
+    device, dtype = torch.device(compiled.accelerator), DTYPES[compiled.precision]
+    network = in_precision(compiled.network().eval(), device, dtype)
+    return chained(
+        {name: network.chain(atoms) for name, atoms in compiled.atoms.items()},
+        compiled.chains,
+        device,
+        dtype,
     )
 
 
-def _run(chain: list[nn.Sequential], device: torch.device, dtype: torch.dtype) -> Run:
-    whole = nn.Sequential(*(atom for segment in chain for atom in segment)).eval()
+def in_precision(module: M, device: torch.device, dtype: torch.dtype) -> M:
+    """The module on a device in a precision; in another than its own a copy, which leaves it as it is."""
+    own = next(module.parameters()).dtype
+    return (module if dtype == own else copy.deepcopy(module)).to(device, dtype)
 
+
+def chained(
+    segments: Mapping[str, Step],
+    chains: Mapping[str, tuple[str, ...]],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Loaded:
+    """Topologies that call their segments one after the other."""
+    steps = {topology: [segments[name] for name in names] for topology, names in chains.items()}
+    return Loaded(
+        runs={topology: _run(found, device, dtype) for topology, found in steps.items()},
+        marked={topology: _marked(found, device, dtype) for topology, found in steps.items()},
+    )
+
+
+def _run(steps: list[Step], device: torch.device, dtype: torch.dtype) -> Run:
     def run(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
+            value = _enter(images, device, dtype)
+            for step in steps:
+                value = step(value)
             # The copy back waits for the device.
-            logits: np.ndarray = whole(_enter(images, device, dtype)).float().cpu().numpy()
+            logits: np.ndarray = value.float().cpu().numpy()
         return logits
 
     return run
 
 
-def _marked(chain: list[nn.Sequential], device: torch.device, dtype: torch.dtype) -> Marked:
+def _marked(steps: list[Step], device: torch.device, dtype: torch.dtype) -> Marked:
     def run(images: np.ndarray) -> list[float]:
         with torch.inference_mode():
             value = _enter(images, device, dtype)
             marks = [_mark(device)]
-            for segment in chain:
-                value = segment(value)
+            for step in steps:
+                value = step(value)
                 marks.append(_mark(device))
             value.float().cpu()
         return [_between(*pair) for pair in pairwise(marks)]
@@ -82,7 +102,7 @@ def _between(start: int | torch.cuda.Event, stop: int | torch.cuda.Event) -> flo
 BACKEND = Backend(
     name="eager",
     accelerators=("cpu", "cuda"),
-    precisions=tuple(_DTYPES),
+    precisions=tuple(DTYPES),
     unavailable=lambda: None,
     compile=_compile,
     load=_load,
