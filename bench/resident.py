@@ -328,8 +328,8 @@ def main() -> None:
             if backends.backend(backend).unavailable() is None
         ]
         memory = [row for f in options.families.split(",") for row in memory_rows(f, work)]
-    given = [a for a in sys.argv[1:] if not a.startswith("--out")]
-    text = page(memory, switches, " ".join(["python bench/resident.py", *given]))
+    given = f"python bench/resident.py --families {options.families} --rounds {options.rounds}"
+    text = page(memory, switches, given)
     out = options.out or result_path("resident", detect().hardware)
     out.write_text(text)
     print(text)
