@@ -7,7 +7,6 @@ predicted better than it repeats.
 """
 
 import argparse
-import time
 from functools import partial
 from pathlib import Path
 
@@ -40,11 +39,7 @@ class Twice(msgspec.Struct, frozen=True, kw_only=True):
     second_ms: dict[str, float]
     first_bound_ms: dict[str, float]
     second_bound_ms: dict[str, float]
-    half_width: float
-    """Median half-width of the medians' 95 % intervals, relative."""
     samples: int
-    steady: bool
-    duration_s: float
 
 
 class Composed(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,15 +79,13 @@ def measure_twice(
         for name in names
         for turn in ("first", "second")
     }
-    started = time.monotonic()
     samples = interleave(
         subjects,
         timer,
-        look=instruments.sensors.read if instruments.sensors else None,
+        look=instruments.reader,
         progress=progress,
     )
     found = {name: summarize(durations) for name, durations in samples.durations_ns.items()}
-    widths = [(s.high - s.low) / 2 / s.median for s in found.values()]
 
     def of(turn: str, field: str) -> dict[str, float]:
         summaries = {name: found[f"{name} {turn}"] for name in names}
@@ -105,10 +98,7 @@ def measure_twice(
         second_ms=of("second", "median"),
         first_bound_ms=of("first", "bound"),
         second_bound_ms=of("second", "bound"),
-        half_width=float(np.median(widths)),
         samples=min(s.samples for s in found.values()),
-        steady=samples.steady,
-        duration_s=time.monotonic() - started,
     )
 
 

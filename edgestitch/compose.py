@@ -256,6 +256,8 @@ class Selection:
     confidence: float
     """Of the bounds that follow from those held out."""
     seed: int = 0
+    everything: bool = False
+    """Whether all are measured from the beginning."""
     designed: list[str] = field(init=False)
     validated: list[str] = field(init=False)
     earlier: list[tuple[list[str], list[str]]] = field(init=False, default_factory=list)
@@ -265,7 +267,7 @@ class Selection:
         if not 0 < self.confidence < 1:
             raise ValueError(f"a confidence is between 0 and 1, not {self.confidence}")
         self._random = np.random.default_rng(self.seed)
-        number = self._design_size()
+        number = None if self.everything else self._design_size()
         if number is None:
             self.measure_all()
         else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from . import power
+from . import power, sysfs
 from .artifact import Value, read
 from .errors import ArtifactError, DeviceError
 from .shipped import shipped
@@ -204,7 +204,7 @@ def _detect(root: Path, nvml: "Nvml | None") -> Device:
     cores = _cores()
     name = jetson.name if jetson else "cuda" if nvml else "cpu"
     if jetson:
-        hardware = _text(root / "proc/device-tree/model") or jetson.title
+        hardware = sysfs.text(root / "proc/device-tree/model") or jetson.title
     else:
         hardware = (nvml.name or "NVIDIA GPU") if nvml else _cpu(root, cores)
     return Device(
@@ -254,7 +254,7 @@ def _members(name: str) -> tuple[str, ...]:
 
 def _jetson(root: Path) -> tuple[Descriptor | None, str | None]:
     """The kind of Jetson, and the part number of its module."""
-    compatible = _text(root / "proc/device-tree/compatible")
+    compatible = sysfs.text(root / "proc/device-tree/compatible")
     if "tegra" not in compatible:
         return None, None
     kinds = [kind for kind in map(descriptor, names()) if kind.chip and kind.chip in compatible]
@@ -284,25 +284,18 @@ def _cores() -> int:
 
 def _cpu(root: Path, cores: int) -> str:
     match = re.search(
-        r"^(?:model name|Model)\s*:\s*(.+)$", _text(root / "proc/cpuinfo"), re.MULTILINE
+        r"^(?:model name|Model)\s*:\s*(.+)$", sysfs.text(root / "proc/cpuinfo"), re.MULTILINE
     )
     return f"{match[1].strip() if match else platform.machine()}, {cores} cores"
 
 
 def _memory_mib(root: Path) -> int:
-    match = re.search(r"^MemTotal:\s*(\d+) kB", _text(root / "proc/meminfo"), re.MULTILINE)
+    match = re.search(r"^MemTotal:\s*(\d+) kB", sysfs.text(root / "proc/meminfo"), re.MULTILINE)
     return int(match[1]) // 1024 if match else 0
 
 
 def _jetpack(root: Path) -> str | None:
     match = re.match(
-        r"# R(\d+) \(release\), REVISION: ([\d.]+)", _text(root / "etc/nv_tegra_release")
+        r"# R(\d+) \(release\), REVISION: ([\d.]+)", sysfs.text(root / "etc/nv_tegra_release")
     )
     return f"R{match[1]}.{match[2]}" if match else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return ""

@@ -25,6 +25,11 @@ class Instruments:
     clock: Clock = time.perf_counter_ns
     sleep: Callable[[float], None] = time.sleep
 
+    @property
+    def reader(self) -> Callable[[], State] | None:
+        """What reads the state of the device; `None` without sensors."""
+        return self.sensors.read if self.sensors else None
+
     def look(self) -> State | None:
         return self.sensors.read() if self.sensors else None
 

@@ -40,7 +40,6 @@ from .profile import Attribution, Certificate, Composition, Conditions, Cost, Lo
 from .profile import Protocol as ProtocolRecord
 from .program import Program, example_images
 from .progress import Progress, silent
-from .sensors import State
 from .timer import Clock, Pacer, Samples, Taken, TimerSettings, interleave, summarize
 
 SAMPLES = "latency samples"
@@ -194,7 +193,7 @@ class _Run:
             load=self.settings.load,
             known=_known(self.journal),
             keep=self._keep,
-            look=self._look,
+            look=self.instruments.reader,
             clock=self.instruments.clock,
             sleep=self.instruments.sleep,
             progress=self.progress,
@@ -213,10 +212,6 @@ class _Run:
     def _covered(self, costs: Mapping[str, float]) -> bool:
         return all(name in costs for name in self.selection.measured)
 
-    @property
-    def _look(self) -> Callable[[], State] | None:
-        return self.instruments.sensors.read if self.instruments.sensors else None
-
     def _keep(self, taken: Mapping[str, Taken]) -> None:
         if self.journal:
             self.journal.add("samples", taken)
@@ -232,7 +227,7 @@ class _Run:
             calls=self.calls,
             settings=settings,
             pacer=Pacer(self.settings.load, self.instruments.clock, self.instruments.sleep),
-            look=self._look,
+            look=self.instruments.reader,
             keep_throttled=self.settings.timer.keep_throttled,
             windows=list(self.journal.entries("window", Window)) if self.journal else [],
             keep=partial(self.journal.add, "window") if self.journal else None,
@@ -366,19 +361,20 @@ class _Run:
 
 
 def _selection(source: Source, settings: MeasureSettings) -> Selection:
-    selection = Selection(terms_of(source), settings.confidence, settings.timer.seed)
-    if not settings.compose:
-        selection.measure_all()
-    return selection
+    if settings.compose:
+        return Selection(terms_of(source), settings.confidence, settings.timer.seed)
+    # Neither design nor sizes, which may take a pass over the whole network.
+    everything = terms_of(source, sizes=False)
+    return Selection(everything, settings.confidence, settings.timer.seed, everything=True)
 
 
-def terms_of(source: Source) -> Terms:
+def terms_of(source: Source, *, sizes: bool = True) -> Terms:
     """What the costs of a source's topologies are sums of."""
     return terms(
         {name: source.family.atoms(name) for name in source.segments},
         source.classes(),
         {name: len(segments) - 1 for name, segments in source.segments.items()},
-        source.sizes(),
+        source.sizes() if sizes else None,
     )
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from . import sysfs
 from .artifact import Value
 from .errors import DeviceError
 
@@ -49,7 +50,7 @@ class PowerMode(Value, frozen=True, kw_only=True):
 
 def modes(root: Path = Path("/")) -> tuple[PowerMode, ...]:
     """The modes of this board, in the order of its file; none where it has no such file."""
-    text = re.sub(r"#.*", "", _text(root / CONFIGURATION))
+    text = re.sub(r"#.*", "", sysfs.text(root / CONFIGURATION))
     default = re.search(r"<\s*PM_CONFIG\s+DEFAULT=(\d+)\s*>", text)
     return tuple(
         PowerMode(
@@ -63,7 +64,7 @@ def modes(root: Path = Path("/")) -> tuple[PowerMode, ...]:
 
 def current(root: Path = Path("/")) -> PowerMode | None:
     """The mode that the board is in; named `mode 7` where its file has no 7; `None` if unknown."""
-    match = re.search(r"pmode:(\d+)", _text(root / STATUS))
+    match = re.search(r"pmode:(\d+)", sysfs.text(root / STATUS))
     if match is None:
         return None
     number = int(match[1])
@@ -183,7 +184,7 @@ def _settle(root: Path, settle_s: float, cap_s: float = 15.0) -> None:
 
 
 def _limits(root: Path) -> dict[Path, str]:
-    return {file: _text(file) for pattern in _LIMITS for file in root.glob(pattern)}
+    return {file: sysfs.text(file) for pattern in _LIMITS for file in root.glob(pattern)}
 
 
 @contextlib.contextmanager
@@ -209,10 +210,3 @@ def _guard(command: Sequence[str]) -> Iterator[Callable[[], None]]:
     finally:
         pipe.close()
         guard.wait()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from . import sysfs
 from .artifact import Value
 from .device import Device, descriptor
 from .errors import DeviceError
@@ -166,7 +167,7 @@ class BoardSensors:
             files = {policy.name: policy / "scaling_cur_freq" for policy in self._cpus}
             mhz = [value / 1e3 for value in _numbers("clocks_mhz.cpu", files, unread).values()]
         else:
-            text = _text(self._root / "proc/cpuinfo")
+            text = sysfs.text(self._root / "proc/cpuinfo")
             mhz = [float(found) for found in re.findall(r"^cpu MHz\s*:\s*([\d.]+)", text, re.M)]
             if not mhz:
                 unread["clocks_mhz.cpu"] = "neither cpufreq nor /proc/cpuinfo has it"
@@ -180,7 +181,7 @@ class BoardSensors:
                 sum(_numbers("events.cpu_throttle", files, unread).values())
             )
         # cpu, then ticks: user nice system idle iowait irq softirq steal (proc(5))
-        total = _text(self._root / "proc/stat").partition("\n")[0].split()
+        total = sysfs.text(self._root / "proc/stat").partition("\n")[0].split()
         if len(total) > 8:
             events["steal_ticks"] = int(total[8])
         else:
@@ -188,7 +189,7 @@ class BoardSensors:
         return events
 
     def _memory_available_mib(self, unread: dict[str, str]) -> int | None:
-        text = _text(self._root / "proc/meminfo")
+        text = sysfs.text(self._root / "proc/meminfo")
         match = re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)
         if match is None:
             unread["memory_available_mib"] = f"{self._root / 'proc/meminfo'} does not have it"
@@ -251,14 +252,14 @@ def _zones(root: Path, wanted: Iterable[str]) -> Iterator[tuple[str, Path]]:
     """Files with the temperatures of those parts: `gpu` is a zone `gpu-thermal` or `GPU-therm`."""
     names = {part: (part, f"{part}-therm", f"{part}-thermal") for part in wanted}
     for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
-        kind = _text(zone / "type").lower()
+        kind = sysfs.text(zone / "type").lower()
         yield from ((part, zone / "temp") for part, known in names.items() if kind in known)
 
 
 def _alerts(root: Path) -> Iterator[tuple[str, Path]]:
     """Files that are above 0 while something throttles, by its name."""
     for cooler in sorted(root.glob("sys/class/thermal/cooling_device*")):
-        kind = _text(cooler / "type")
+        kind = sysfs.text(cooler / "type")
         if kind.endswith("throttle-alert") or kind.startswith("devfreq-"):
             yield kind, cooler / "cur_state"
     # as the kernel of JetPack 5 has it
@@ -270,7 +271,11 @@ def _over_current(root: Path) -> Iterator[tuple[str, Path]]:
     """Files that count over-current events, by name: `oc1`, `oc2`, `oc3`."""
     folders = [
         *root.glob("sys/devices/platform/soctherm-oc-event/hwmon/hwmon*"),
-        *(f for f in root.glob("sys/class/hwmon/hwmon*") if _text(f / "name") == "soctherm_oc"),
+        *(
+            f
+            for f in root.glob("sys/class/hwmon/hwmon*")
+            if sysfs.text(f / "name") == "soctherm_oc"
+        ),
     ]
     for folder in folders:
         for file in sorted(folder.glob("oc[123]_event_cnt")):
@@ -283,13 +288,13 @@ def _present(candidates: Mapping[str, list[Path]]) -> dict[str, Path]:
 
 
 def _cpu_pinned(policy: Path) -> bool | None:
-    governor = _text(policy / "scaling_governor")
+    governor = sysfs.text(policy / "scaling_governor")
     pinned = _pinned(policy / "scaling_min_freq", policy / "scaling_max_freq")
     return pinned and governor == "performance" if governor else None
 
 
 def _pinned(low: Path, high: Path) -> bool | None:
-    limits = (_text(low), _text(high))
+    limits = (sysfs.text(low), sysfs.text(high))
     return limits[0] == limits[1] if all(limits) else None
 
 
@@ -323,10 +328,3 @@ def _read(file: Path) -> bytes:
         return os.read(descriptor, 4096)
     finally:
         os.close(descriptor)
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(errors="replace").strip()
-    except OSError:
-        return ""

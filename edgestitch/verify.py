@@ -90,7 +90,7 @@ def verify(
                 {name: partial(program.runs[name], images) for name in names},
                 timer,
                 load=then.load,
-                look=instruments.sensors.read if instruments.sensors else None,
+                look=instruments.reader,
                 clock=instruments.clock,
                 sleep=instruments.sleep,
                 progress=progress,

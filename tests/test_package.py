@@ -36,6 +36,7 @@ PLANNING = [
     "rules",
     "schedule",
     "sensors",
+    "sysfs",
     "shipped",
     "topology",
 ]

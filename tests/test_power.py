@@ -251,6 +251,9 @@ def test_it_comes_back_though_a_forked_worker_outlives_the_process(nano):
         process.kill()
         process.wait()
         wait_for(lambda: calls(nano) == "3 2")
+        now = current(nano)
+        assert now
+        assert now.name == "MAXN_SUPER"
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

@@ -175,6 +175,9 @@ def test_a_version_is_compared_where_both_name_it():
 def test_what_measured_may_be_of_another_release():
     left = conditions(versions={"edgestitch": "0.1.0", "python": "3.10"})
     require_comparable("a and b", left, conditions(versions={"edgestitch": "0.2.0"}))
+    one, other = (conditions(versions={"eager": v}) for v in ("2.8", "2.9"))
+    with pytest.raises(MismatchError, match="version of eager is"):
+        require_comparable("a and b", one, other)
 
 
 def test_random_weights_go_with_any_network():

@@ -189,7 +189,7 @@ def _wattmeter(
         calls=calls,
         settings=settings,
         pacer=Pacer(Load(), instruments.clock, instruments.sleep),
-        look=instruments.sensors.read if instruments.sensors else None,
+        look=instruments.reader,
     )
 
 

@@ -2,7 +2,7 @@
 
 A package holds no weights: it gets the addresses of the network's. So all that is compiled shares
 one copy of them, and segments that compute the same thing, as the blocks of an anchor, share one
-package, unless they have vectors so short that the compiler writes them into the code. Compiling takes a C++ compiler, running does not.
+package, unless they have vectors so short that the compiler writes them into the code.
 """
 
 import logging
