@@ -63,6 +63,7 @@ def memory_worker(family_name: str, backend_name: str, folder: Path) -> None:
         segments,
         backend,
         folder,
+        family,
         lambda: load_network(folder / "network.safetensors"),
         detect(),
         precision="fp32",
@@ -79,7 +80,14 @@ def _warm(network: StitchNetwork, backend: backends.Backend, segments: Cut) -> N
     with tempfile.TemporaryDirectory() as folder:
         compile_segments(network, segments, backend, Path(folder))
         program = load_program(
-            segments, backend, Path(folder), lambda: network, detect(), precision="fp32", batch=1
+            segments,
+            backend,
+            Path(folder),
+            network.family,
+            lambda: network,
+            detect(),
+            precision="fp32",
+            batch=1,
         )
         for run in program.runs.values():
             run(example_images(network.family, 1))

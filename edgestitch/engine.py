@@ -130,6 +130,7 @@ def build_program(
         segments,
         chosen,
         folder,
+        network.family,
         lambda: network,
         device,
         precision=precision,
@@ -179,6 +180,7 @@ class NetworkSource:
             wanted,
             self.backend,
             self.folder,
+            self.family,
             lambda: self.stitched,
             self.device,
             precision=self.precision,
@@ -384,8 +386,9 @@ def check_program(
     images = np.ascontiguousarray(images[:whole])
     device = next(network.parameters()).device
     checks = []
-    for index, (name, run) in enumerate(program.runs.items()):
-        progress("check", index, len(program.runs))
+    for index, name in enumerate(program.topologies):
+        progress("check", index, len(program.topologies))
+        run = program.load(name).run
         with torch.inference_mode():
             expected = network.assemble(name)(torch.from_numpy(images).to(device)).cpu().numpy()
         found = np.concatenate([run(images[i : i + batch]) for i in range(0, whole, batch)])
@@ -433,6 +436,7 @@ def open_deployment(folder: Path) -> Deployment:
         Cut(atoms=manifest.segments, chains=manifest.chains),
         backend,
         folder / SEGMENTS,
+        manifest.family,
         lambda: load_network(folder / NETWORK),
         device,
         precision=conditions.precision,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .artifact import Artifact, Value, save
-from .backends import Run
+from .backends import Resident, Run
 from .engine import Check, check_program
 from .errors import CompileError
 from .folder import digests, replacing_folder
@@ -177,7 +177,8 @@ def _program(runs: Mapping[str, Run], batch: int) -> Program:
         threads=torch.get_num_threads(),
         version=str(torch.__version__),
         segments=(),
-        runs=runs,
+        topologies=tuple(runs),
+        load=lambda name: Resident(run=runs[name]),
     )
 
 

@@ -179,7 +179,7 @@ class _Run:
             return
         program = self.source.program(new)
         images = example_images(self.source.family, program.batch, seed=self.settings.timer.seed)
-        self.calls |= {name: partial(program.runs[name], images) for name in new}
+        self.calls |= {name: partial(program.load(name).run, images) for name in new}
         self.programs.append(program)
 
     def measure_latencies(self) -> None:

@@ -1,13 +1,14 @@
 """Programs: topologies of a network cut into segments, compiled, and ready to be called."""
 
+import threading
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .backends import Backend, Compiled, Marked, Run
+from .backends import Backend, Compiled, Load, Marked, Request, Resident, Run
 from .device import Device
 from .errors import DeviceError
 from .family import Family, cut, normalized_range, segment_name
@@ -33,9 +34,20 @@ class Program:
     threads: int
     version: str
     segments: tuple[str, ...]
-    runs: Mapping[str, Run]
-    marked: Mapping[str, Marked] = field(default_factory=dict)
-    """The same with the time of each segment, if the backend can tell."""
+    topologies: tuple[str, ...]
+    load: Load
+    """Makes one of them ready; asked again it gives the same."""
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """All of them."""
+        return {name: self.load(name).run for name in self.topologies}
+
+    @property
+    def marked(self) -> dict[str, Marked]:
+        """The same with the time of each segment, if the backend can tell."""
+        found = {name: self.load(name).marked for name in self.topologies}
+        return {name: marked for name, marked in found.items() if marked}
 
 
 def cut_topologies(family: Family, topologies: Iterable[str]) -> Cut:
@@ -94,6 +106,7 @@ def compile_segments(
     folder: Path,
     *,
     precision: str = "fp32",
+    variant: str = "",
     batch: int = 1,
     done: Container[str] = (),
     progress: Progress = silent,
@@ -114,7 +127,15 @@ def compile_segments(
                 segment = network.chain(plan.atoms[name])
                 example = torch.zeros(shape, device=device)
                 if name not in done:
-                    backend.compile(segment, example, folder / name, precision)
+                    backend.compile(
+                        Request(
+                            module=segment,
+                            example=example,
+                            path=folder / name,
+                            precision=precision,
+                            variant=variant,
+                        )
+                    )
                 with torch.inference_mode():
                     outputs[name] = segment(example).shape
             shape = outputs[name]
@@ -125,6 +146,7 @@ def load_program(
     plan: Cut,
     backend: Backend,
     folder: Path,
+    family: Family,
     network: Callable[[], StitchNetwork],
     device: Device,
     *,
@@ -140,9 +162,9 @@ def load_program(
         precision=precision,
         threads=device.cores,
         accelerator=device.accelerator,
+        input_shape=(batch, *family.input_shape),
         network=network,
     )
-    loaded = backend.load(compiled)
     return Program(
         backend=backend.name,
         precision=precision,
@@ -150,9 +172,23 @@ def load_program(
         threads=device.cores,
         version=backend.version(),
         segments=tuple(plan.atoms),
-        runs=loaded.runs,
-        marked=loaded.marked,
+        topologies=tuple(plan.chains),
+        load=_once(backend.load(compiled)),
     )
+
+
+def _once(load: Load) -> Load:
+    """Loads each topology once, whichever thread asks first."""
+    ready: dict[str, Resident] = {}
+    lock = threading.Lock()
+
+    def one(name: str) -> Resident:
+        with lock:
+            if name not in ready:
+                ready[name] = load(name)
+            return ready[name]
+
+    return one
 
 
 def example_images(family: Family, batch: int, *, seed: int = 0) -> np.ndarray:

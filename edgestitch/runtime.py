@@ -123,7 +123,7 @@ class Runtime:
         self._low, self._high = low - (high - low) / 2, high + (high - low) / 2
         self._by_name = {
             candidate.topology: _Active(
-                candidate, self._deployment.program.runs[candidate.topology], True
+                candidate, self._deployment.program.load(candidate.topology).run, True
             )
             for candidate in self._deployment.plan.resident
         }

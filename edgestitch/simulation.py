@@ -21,6 +21,7 @@ from math import exp, floor
 
 import numpy as np
 
+from .backends import Resident
 from .device import Device
 from .family import Family
 from .instruments import Instruments
@@ -317,7 +318,8 @@ class SimulatedSource:
             threads=1,
             version="1",
             segments=tuple(dict.fromkeys(s for n in topologies for s in self.segments[n])),
-            runs={name: partial(self._run, name) for name in topologies},
+            topologies=tuple(topologies),
+            load=lambda name: Resident(run=partial(self._run, name)),
         )
 
     def _run(self, topology: str, images: np.ndarray) -> np.ndarray:

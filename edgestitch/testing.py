@@ -7,13 +7,14 @@ you say, meters and sensors, on which profiles are made in no time.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from .accuracy import Accuracy, accuracy_row
-from .backends import Backend, Compiled, Loaded
+from .backends import Backend, Compiled, Load, Request, Resident
 from .data import toy_images as toy_images
 from .device import detect
 from .engine import Deployment, Manifest, compile_deployment, profile_network
@@ -82,19 +83,19 @@ def null_backend(
 ) -> Backend:
     """A backend that computes nothing and answers zeros; compiling raises where `fail` says so."""
 
-    def compile_segment(segment: object, example: object, path: Path, precision: str) -> None:
-        if fail(path.name):
-            raise CompileError(f"null cannot compile {path.name}, as it was told")
-        path.with_name(f"{path.name}.null").write_text(precision)
+    def compile_segment(request: Request) -> None:
+        name = request.path.name
+        if fail(name):
+            raise CompileError(f"null cannot compile {name}, as it was told")
+        request.path.with_name(f"{name}.null").write_text(request.precision)
 
-    def load(compiled: Compiled) -> Loaded:
-        for segment in compiled.atoms:
-            (compiled.folder / f"{segment}.null").read_text()
-        return Loaded(
-            runs=dict.fromkeys(
-                compiled.chains, lambda images: np.zeros((len(images), num_classes), np.float32)
-            )
-        )
+    def load(compiled: Compiled) -> Load:
+        def one(topology: str) -> Resident:
+            for segment in compiled.chains[topology]:
+                (compiled.folder / f"{segment}.null").read_text()
+            return Resident(run=lambda images: np.zeros((len(images), num_classes), np.float32))
+
+        return one
 
     return Backend(
         name="null",
@@ -186,7 +187,8 @@ def fake_deployment(
         threads=1,
         version="1",
         segments=tuple(segments.atoms),
-        runs={name: lambda images, name=name: compute(name, images) for name in costs_ms},  # type: ignore[misc]
+        topologies=tuple(costs_ms),
+        load=lambda name: Resident(run=partial(compute, name)),
     )
     manifest = Manifest(
         family=family,

@@ -87,7 +87,7 @@ def verify(
         images = example_images(network.family, program.batch, seed=timer.seed)
         with beside(then.contention):
             samples = interleave(
-                {name: partial(program.runs[name], images) for name in names},
+                {name: partial(program.load(name).run, images) for name in names},
                 timer,
                 load=then.load,
                 look=instruments.reader,

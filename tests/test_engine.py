@@ -15,6 +15,7 @@ from timm.layers import DropPath  # type: ignore[attr-defined]
 
 from edgestitch import ArtifactError, CompileError, DeviceError, MismatchError, backends, plan
 from edgestitch.artifact import load, save
+from edgestitch.backends import Resident
 from edgestitch.device import detect
 from edgestitch.engine import (
     MANIFEST,
@@ -231,7 +232,7 @@ def test_topologies_compiled_by_and_by_are_those_compiled_at_once(tmp_path):
     compiled: list[str] = []
     backend = replace(
         null_backend(4),
-        compile=lambda segment, example, path, precision: compiled.append(path.name),
+        compile=lambda request: compiled.append(request.path.name),
     )
     done: set[str] = set()
     for start in range(0, len(names), 2):
@@ -263,9 +264,8 @@ def test_a_backend_that_computes_something_else_is_refused(tmp_path, parts):
 def test_not_a_number_is_not_equal_to_eager(tmp_path):
     network = toy_network()
     _, program = build_program(network, ("a:0:3",), tmp_path, detect(), backend="eager")
-    broken = replace(
-        program, runs={"a:0:3": lambda images: np.full((len(images), 4), np.nan, np.float32)}
-    )
+    nothing = Resident(run=lambda images: np.full((len(images), 4), np.nan, np.float32))
+    broken = replace(program, load=lambda name: nothing)
     with pytest.raises(CompileError, match="logits differ by nan"):
         check_program(broken, network)
 
@@ -387,9 +387,12 @@ def test_a_profile_holds_what_the_clock_said(tmp_path):
     network = toy_network()
     timer = FakeTimer({"a:0:3": 1.0, "b:0:3": lambda call: 4.0 if call % 49 else 9.0})
     cut, program = build_program(network, ("a:0:3", "b:0:3"), tmp_path, detect(), backend="eager")
-    slow = {name: lambda images, call=call: call() for name, call in timer.subjects.items()}
+    slow = {
+        name: Resident(run=lambda images, call=call: call())
+        for name, call in timer.subjects.items()
+    }
     source = LoadedSource(
-        network.family, network.digest, cut.chains, replace(program, runs=slow, marked={})
+        network.family, network.digest, cut.chains, replace(program, load=slow.__getitem__)
     )
     instruments = Instruments(
         device=detect(), meter=NoMeter("no meter"), clock=timer.clock, sleep=timer.sleep

@@ -1,11 +1,13 @@
 """The AOTInductor backend: really compiled here, equal to eager, on the network's own weights."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from edgestitch.backends import backend
+from edgestitch.backends import Request, backend
 from edgestitch.device import detect
 from edgestitch.engine import build_program, check_program
 from edgestitch.errors import CompileError
@@ -70,7 +72,7 @@ def test_what_cannot_be_compiled_is_an_error_that_names_the_segment(tmp_path):
 
     segment = nn.Sequential(nn.Linear(2, 2), Undecided())
     with pytest.raises(CompileError, match="inductor cannot compile x:0"):
-        INDUCTOR.compile(segment, torch.zeros(1, 2), tmp_path / "x:0", "fp32")
+        compile_(segment, torch.zeros(1, 2), tmp_path / "x:0")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,9 +82,13 @@ def test_weights_that_are_written_into_the_code_are_those_of_the_segment(
 ):
     segments = {f"x:{seed}": nn.Sequential(linear(features, seed)) for seed in (0, 1)}
     for name, segment in segments.items():
-        INDUCTOR.compile(segment, torch.zeros(1, 4), tmp_path / name, "fp32")
+        compile_(segment, torch.zeros(1, 4), tmp_path / name)
     keys = {(tmp_path / f"{name}.package").read_text() for name in segments}
     assert (len(keys) == 1) == shared
+
+
+def compile_(segment: nn.Module, example: torch.Tensor, path: Path) -> None:
+    INDUCTOR.compile(Request(module=segment, example=example, path=path, precision="fp32"))
 
 
 def linear(features: int, seed: int) -> nn.Linear:

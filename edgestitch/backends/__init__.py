@@ -5,7 +5,7 @@ compiled segments become topologies that can be called. `BACKENDS` has them by n
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,18 +21,41 @@ Run = Callable[[np.ndarray], np.ndarray]
 """One inference: float32 images [B, C, H, W] in, float32 logits [B, classes] out, both owned by the
 caller. Not to be called by two threads at once."""
 
-
 Marked = Callable[[np.ndarray], Sequence[float]]
 """One inference with marks between the segments: the milliseconds of each, in order."""
 
+OnDevice = Callable[["Tensor"], "Tensor"]
+"""One inference on images that lie on the accelerator already, float32 [B, C, H, W]; the logits,
+float32 [B, classes], stay there and are finished."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """Every topology of the chains, ready to be called."""
+class Resident:
+    """A topology that is ready to be called; its callables share everything."""
 
-    runs: Mapping[str, Run]
-    marked: Mapping[str, Marked] = field(default_factory=dict)
-    """The same with marks, of a backend that can set them; they share everything with the runs."""
+    run: Run
+    marked: Marked | None = None
+    """`None`: the backend cannot set marks."""
+    on_device: OnDevice | None = None
+    """`None`: the backend takes images in host memory only."""
+
+
+Load = Callable[[str], Resident]
+"""Makes a topology ready, by name; segments that earlier ones have are used again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A segment to be compiled."""
+
+    module: "nn.Module"
+    example: "Tensor"
+    """Of the shape that the segment will be called with, and on the device."""
+    path: Path
+    """What its files' names begin with."""
+    precision: str
+    variant: str = ""
+    """One of the backend's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +72,9 @@ class Compiled:
     threads: int
     accelerator: str
     """`cpu` or `cuda`."""
+    input_shape: tuple[int, int, int, int]
     network: "Callable[[], StitchNetwork]"
-    """Loads the network, for backends that run its modules themselves."""
+    """Loads the network, for backends that run its modules or use its weights themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +85,16 @@ class Backend:
     precisions: tuple[str, ...]
     unavailable: Callable[[], str | None]
     """Why it does not work here and what to do about it; `None` if it works."""
-    compile: "Callable[[nn.Module, Tensor, Path, str], None]"
-    """Compiles a segment for inputs like the example, in a precision, to files that begin with a path."""
-    load: Callable[[Compiled], Loaded]
+    compile: Callable[[Request], None]
+    load: Callable[[Compiled], Load]
     version: Callable[[], str]
     """Of the software behind it."""
+    variants: tuple[str, ...] = ("",)
+    """Ways to compile, the fastest first: where one computes something else than eager, the next
+    one is tried."""
+    shares_weights: bool = False
+    """Whether all that is compiled uses the network's own tensors: then a segment that repeats
+    another's atoms costs no second copy of their weights."""
 
 
 # In order of preference: the first one that is available for the device is the default.

@@ -18,8 +18,8 @@ from edgestitch.artifact import sha256
 from edgestitch.errors import CompileError
 from edgestitch.network import structure
 
-from . import Backend, Compiled, Loaded
-from .eager import DTYPES, Step, chained, in_precision
+from . import Backend, Compiled, Load, Request
+from .chain import DTYPES, Step, chained, in_precision
 
 # torch._inductor.graph.GraphLowering.can_inline_constant
 MAX_INLINED = 8
@@ -32,18 +32,18 @@ def _unavailable() -> str | None:
     return "it takes a C++ compiler, and there is none; apt-get install g++"
 
 
-def _compile(segment: nn.Module, example: Tensor, path: Path, precision: str) -> None:
-    dtype = DTYPES[precision]
+def _compile(request: Request) -> None:
+    example, dtype = request.example, DTYPES[request.precision]
     # Numbered, not named: the names of its weights are then those of every segment like it.
-    module = nn.Sequential(*segment.children())
-    inputs = example.to(dtype)
+    module = nn.Sequential(*request.module.children())
     shape = tuple(example.shape)
-    parts = (structure(module), _inlined(module), shape, example.device.type, precision)
+    parts = (structure(module), _inlined(module), shape, example.device.type, request.precision)
     key = sha256(repr(parts).encode())[:16]
-    package = path.with_name(f"{key}.pt2")
+    package = request.path.with_name(f"{key}.pt2")
     if not package.exists():
-        _build(in_precision(module, example.device, dtype), inputs, package, path.name)
-    path.with_name(f"{path.name}.package").write_text(key)
+        plain = in_precision(module, example.device, dtype)
+        _build(plain, example.to(dtype), package, request.path.name)
+    request.path.with_name(f"{request.path.name}.package").write_text(key)
 
 
 def _inlined(module: nn.Module) -> list[tuple[str, list[float]]]:
@@ -70,14 +70,15 @@ def _build(module: nn.Module, example: Tensor, package: Path, name: str) -> None
         raise CompileError(f"inductor cannot compile {name}: {reason}") from error
 
 
-def _load(compiled: Compiled) -> Loaded:
+def _load(compiled: Compiled) -> Load:
     device, dtype = torch.device(compiled.accelerator), DTYPES[compiled.precision]
     network = in_precision(compiled.network().eval(), device, dtype)
-    segments = {
-        name: _bind(compiled.folder, name, nn.Sequential(*network.chain(atoms).children()))
-        for name, atoms in compiled.atoms.items()
-    }
-    return chained(segments, compiled.chains, device, dtype)
+
+    def segment(name: str) -> Step:
+        module = nn.Sequential(*network.chain(compiled.atoms[name]).children())
+        return _bind(compiled.folder, name, module)
+
+    return chained(segment, compiled)
 
 
 def _bind(folder: Path, name: str, module: nn.Module) -> Step:
@@ -110,4 +111,5 @@ BACKEND = Backend(
     compile=_compile,
     load=_load,
     version=lambda: str(torch.__version__),
+    shares_weights=True,
 )

@@ -9,18 +9,16 @@ the weights anew for its kernels: it holds more than one copy of them (bench/res
 import importlib.util
 import time
 import warnings
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from edgestitch.errors import CompileError
 
-from . import Backend, Compiled, Loaded, Marked, Run
+from . import Backend, Compiled, Load, Marked, Request, Resident, Run
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -31,7 +29,7 @@ def _unavailable() -> str | None:
     return None
 
 
-def _compile(segment: nn.Module, example: Tensor, path: Path, precision: str) -> None:
+def _compile(request: Request) -> None:
     import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -43,17 +41,18 @@ def _compile(segment: nn.Module, example: Tensor, path: Path, precision: str) ->
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch.jit is OpenVINO's way in
             warnings.simplefilter("ignore", torch.jit._trace.TracerWarning)  # shapes are fixed
-            traced = torch.jit.trace(segment, example, check_trace=False)  # type: ignore[no-untyped-call]
+            traced = torch.jit.trace(request.module, request.example, check_trace=False)  # type: ignore[no-untyped-call]
             decoder = TorchScriptPythonDecoder(traced)  # must outlive the model: C++ calls back
             model = frontend.convert(frontend.load(decoder))
-        model.reshape(list(example.shape))
-        openvino.save_model(model, path.with_name(f"{path.name}.xml"), compress_to_fp16=False)
+        model.reshape(list(request.example.shape))
+        path = request.path.with_name(f"{request.path.name}.xml")
+        openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise CompileError(f"openvino cannot compile {path.name}: {reason}") from error
+        raise CompileError(f"openvino cannot compile {request.path.name}: {reason}") from error
 
 
-def _load(compiled: Compiled) -> Loaded:
+def _load(compiled: Compiled) -> Load:
     import openvino
 
     core = openvino.Core()
@@ -67,22 +66,22 @@ def _load(compiled: Compiled) -> Loaded:
         "INFERENCE_NUM_THREADS": compiled.threads,
         "NUM_STREAMS": 1,
     }
-    try:
-        models = {
-            name: core.compile_model(compiled.folder / f"{name}.xml", "CPU", settings)
-            for name in compiled.atoms
-        }
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CompileError(f"openvino cannot load {compiled.folder}: {reason}") from error
-    chains = {
-        topology: _bound([models[name].create_infer_request() for name in segments])
-        for topology, segments in compiled.chains.items()
-    }
-    return Loaded(
-        runs={topology: _run(requests) for topology, requests in chains.items()},
-        marked={topology: _marked(requests) for topology, requests in chains.items()},
-    )
+
+    @cache
+    def model(segment: str) -> Any:
+        try:
+            return core.compile_model(compiled.folder / f"{segment}.xml", "CPU", settings)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise CompileError(f"openvino cannot load {compiled.folder}: {reason}") from error
+
+    def load(topology: str) -> Resident:
+        requests = _bound(
+            [model(name).create_infer_request() for name in compiled.chains[topology]]
+        )
+        return Resident(run=_run(requests), marked=_marked(requests))
+
+    return load
 
 
 def _bound(requests: list[Any]) -> list[Any]:
