@@ -37,7 +37,8 @@ import platformdirs
 import psutil
 from pages import QUIET, Span, observed
 
-from edgestitch.family import Family, cut, segment_name
+from edgestitch.cut import divide, segment_name
+from edgestitch.family import Family
 from edgestitch.recipe import load_family
 
 if TYPE_CHECKING:
@@ -403,10 +404,10 @@ CANDIDATES = {
     "eager": Candidate("PyTorch as it is", load_eager, setup=setup_torch),
     "eager-again": Candidate("the same once more (A/A)", load_eager, setup=setup_torch, memory=()),
     "openvino-f32": openvino("one model a topology", "f32"),
-    "openvino-f32-segments": openvino("segments in a chain", "f32", cut),
+    "openvino-f32-segments": openvino("segments in a chain", "f32", divide),
     "openvino-f32-blocks": openvino("every block a model (worst case)", "f32", per_atom),
     "openvino-bf16": openvino("one model a topology", "bf16"),
-    "openvino-bf16-segments": openvino("segments in a chain", "bf16", cut),
+    "openvino-bf16-segments": openvino("segments in a chain", "bf16", divide),
     "inductor": Candidate(
         "AOTInductor, one package a topology, one set of tensors",
         load_inductor,

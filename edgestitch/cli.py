@@ -761,6 +761,17 @@ def schedule(
 @click.option(
     "--from-estimate", is_flag=True, help="Even though PLAN was made from estimated costs."
 )
+@click.option(
+    "--memory-mib",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Compile longer segments, with second copies of weights, as far as all fits in that.",
+)
+@click.option(
+    "--fallback/--no-fallback",
+    default=True,
+    show_default=True,
+    help="Try other variants, precisions and backends where one is not equal to eager.",
+)
 @json_option
 def compile(  # noqa: A001 (the verb's name)
     network: str,
@@ -775,6 +786,8 @@ def compile(  # noqa: A001 (the verb's name)
     min_samples: int,
     energy: bool,
     from_estimate: bool,
+    memory_mib: float | None,
+    fallback: bool,
     as_json: bool,
 ) -> None:
     """Compiles the resident topologies of PLAN, checks each against eager, and measures it.
@@ -785,7 +798,7 @@ def compile(  # noqa: A001 (the verb's name)
     from .device import resolve
 
     found = resolve(device)
-    from .engine import compile_deployment
+    from .deployment import compile_deployment
     from .instruments import find_instruments
     from .report import format_ms
 
@@ -807,6 +820,8 @@ def compile(  # noqa: A001 (the verb's name)
             precision=precision,
             batch=batch,
             from_estimate=from_estimate,
+            memory_mib=memory_mib,
+            fallback=fallback,
             progress=progress,
         )
     manifest = deployment.manifest
@@ -825,10 +840,12 @@ def compile(  # noqa: A001 (the verb's name)
         for check in manifest.checks
     ]
     _print_table(
-        f"{manifest.family.name} by {manifest.conditions.backend}: {len(manifest.segments)} segments",
+        f"{manifest.family.name} by {manifest.conditions.backend} {manifest.conditions.precision}: "
+        f"{len(manifest.segments)} segments",
         ["topology", "segments", "off eager", "same class", "median", "p99 bound"],
         rows,
     )
+    print(f"resident in {manifest.memory}")
     print(f"wrote {out}")
     return None
 
@@ -893,9 +910,19 @@ def export(network: str, topologies: str, out: Path, batch: int, as_json: bool) 
     type=click.Path(path_type=Path),
     help="A file of labelled images instead of the shipped ones.",
 )
+@click.option(
+    "--rebuild/--no-rebuild",
+    default=True,
+    show_default=True,
+    help="Compile and measure again what was made for another machine or version.",
+)
 @json_option
 def run(
-    deployment: Path | None, budgets_ms: tuple[float, ...], images: Path | None, as_json: bool
+    deployment: Path | None,
+    budgets_ms: tuple[float, ...],
+    images: Path | None,
+    rebuild: bool,
+    as_json: bool,
 ) -> None:
     """Runs a deployment on labelled images, one budget after the other, switching in place.
 
@@ -907,7 +934,7 @@ def run(
     from .tables import of_session
 
     data = load_images(images) if images else shipped_images()
-    with Runtime(deployment) as runtime, _progress() as progress:
+    with Runtime(deployment, rebuild=rebuild) as runtime, _progress() as progress:
         budgets = budgets_ms or tuple(c.latency_ms for c in runtime.deployment.plan.resident)
         rows = run_session(runtime, data, budgets, progress=progress)
     if as_json:

@@ -2,7 +2,6 @@
 
 import shutil
 
-import msgspec
 from platformdirs import user_cache_path
 
 from .accuracy import Accuracy
@@ -10,33 +9,17 @@ from .artifact import sha256
 from .backends import backend as find_backend
 from .catalog import shipped_accuracy, shipped_network
 from .data import preprocess, shipped_images
+from .deployment import Deployment, compile_deployment, open_deployment
 from .device import Device, detect
-from .engine import Deployment, compile_deployment, open_deployment, profile_network
+from .engine import profile_network
 from .errors import ArtifactError, MismatchError
 from .instruments import find_instruments
-from .measure import MeasureSettings
+from .measure import QUICK, MeasureSettings, deployed
 from .network import StitchNetwork, load_network
 from .progress import Progress, silent
 from .schedule import plan
-from .timer import TimerSettings
 
 NETWORK = "fashion-vit"
-
-# Enough that the bound of a 99th percentile is not the largest sample: a thousand for the choice of
-# what to keep, and, since those are few, more for what is deployed. The cap is for slow machines.
-# Energy takes minutes; who has a budget for it calls for a profile.
-QUICK = MeasureSettings(
-    timer=TimerSettings(min_samples=1000, precision=0.05, time_cap_s=40),
-    energy=None,
-    compose=False,
-)
-
-
-def deployed(settings: MeasureSettings) -> MeasureSettings:
-    """The settings for measuring a deployment after a profile was taken with `settings`."""
-    timer = settings.timer
-    more = msgspec.structs.replace(timer, min_samples=2 * timer.min_samples)
-    return msgspec.structs.replace(settings, timer=more)
 
 
 def load_shipped() -> tuple[StitchNetwork, Accuracy]:

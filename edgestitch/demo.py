@@ -9,11 +9,12 @@ from .accuracy import Accuracy
 from .artifact import save
 from .catalog import shipped_complexity
 from .data import preprocess, shipped_images
-from .default import QUICK, deployed, load_shipped
+from .default import load_shipped
+from .deployment import Deployment, compile_deployment
 from .device import detect
-from .engine import Deployment, compile_deployment, profile_network
+from .engine import profile_network
 from .instruments import find_instruments
-from .measure import MeasureSettings, save_profile
+from .measure import QUICK, MeasureSettings, deployed, save_profile
 from .profile import Profile
 from .progress import Progress, silent
 from .report import RunRow, write_report

@@ -188,6 +188,11 @@ class Device(Value, frozen=True, kw_only=True):
         """What torch calls the part that computes."""
         return "cpu" if self.name == "cpu" else "cuda"
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether what computes uses the host's memory: a CPU does, and a Jetson's GPU."""
+        return self.name != "cuda"
+
 
 def detect(root: Path = Path("/"), *, nvml: "Nvml | None" = None) -> Device:
     """The best device of this machine: a Jetson, else a CUDA GPU, else the CPU.

@@ -2,6 +2,7 @@
 
     EdgestitchError
       + ArtifactError     a file is missing, damaged, of another kind or of an unknown version
+        + BusyError       another process is writing it
       + MismatchError     two things that do not describe the same network, device or backend
       + InfeasibleError   no topology fits the budget
       + DeviceError       the device, meter or permission that was asked for is not here
@@ -18,6 +19,10 @@ class EdgestitchError(Exception):
 
 class ArtifactError(EdgestitchError):
     """A file cannot be read or written as the artifact it should be."""
+
+
+class BusyError(ArtifactError):
+    """Another process is writing the file."""
 
 
 class MismatchError(EdgestitchError):

@@ -16,7 +16,8 @@ from torch import nn
 
 from .artifact import Artifact, Value, save
 from .backends import Resident, Run
-from .engine import Check, check_program
+from .engine import check_program
+from .equality import Check
 from .errors import CompileError
 from .folder import digests, replacing_folder
 from .network import StitchNetwork, save_network

@@ -4,7 +4,7 @@ Nothing here needs torch, so that planning answers at once on any machine.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import combinations, pairwise
 from typing import Annotated, Literal, NamedTuple
@@ -355,54 +355,6 @@ def _two_way_routes(up: _Group, down: _Group) -> Iterator[tuple[Stitch, ...]]:
 
 def _stitch(front: Anchor, pair: Pair, back: Anchor) -> Stitch:
     return Stitch(front.name, pair[0] + 1, back.name, pair[1])
-
-
-def cut(chains: Iterable[tuple[str, ...]]) -> dict[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Each chain of atoms as the fewest segments such that each segment is used whole or not at all.
-
-    Two atoms stay together where every chain that has one has the other right beside it. So no
-    weight is compiled twice, and removing any border would break a chain.
-    """
-    chains = tuple(dict.fromkeys(chains))
-    ends = ("", "")
-    following: dict[str, set[str]] = {}
-    leading: dict[str, set[str]] = {}
-    for chain in chains:
-        for before, after in pairwise((ends[0], *chain, ends[1])):
-            following.setdefault(before, set()).add(after)
-            leading.setdefault(after, set()).add(before)
-
-    def joined(before: str, after: str) -> bool:
-        return following[before] == {after} and leading[after] == {before}
-
-    segments = {}
-    for chain in chains:
-        parts = [[chain[0]]]
-        for before, after in pairwise(chain):
-            if joined(before, after):
-                parts[-1].append(after)
-            else:
-                parts.append([after])
-        segments[chain] = tuple(tuple(part) for part in parts)
-    return segments
-
-
-def segment_name(atoms: tuple[str, ...]) -> str:
-    """A segment's name: its atoms, consecutive blocks as one run (`ti:stem+ti:0:6`)."""
-    parts: list[str] = []
-    run: Run | None = None
-    for atom in atoms:
-        anchor, _, block = atom.partition(":")
-        if not block.isdigit():
-            run = None
-            parts.append(atom)
-        elif run is not None and run.anchor == anchor and run.stop == int(block):
-            run = Run(anchor, run.start, run.stop + 1)
-            parts[-1] = run.name
-        else:
-            run = Run(anchor, int(block), int(block) + 1)
-            parts.append(atom)
-    return "+".join(parts)
 
 
 def normalized_range(family: Family) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Folders on disk: whole or not there at all."""
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -20,17 +21,39 @@ def replacing_folder(out: Path, mark: str, what: str) -> Iterator[Path]:
     if out.exists() and not (out / mark).is_file():
         raise ArtifactError(f"{out} exists and is no {what}; give another folder")
     out = out.absolute()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    _sweep(out)
+    new = out.with_name(f".{out.name}.{secrets.token_hex(4)}.new")
+    temporary = new.with_suffix(".tmp")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        _replace(temporary, out)
+        new.mkdir(parents=True)
+        with _held(new):
+            os.replace(new, temporary)  # under a name that is swept, only now that it is held
+            yield temporary
+            _replace(temporary, out)
     except OSError as error:
         raise ArtifactError(
             f"cannot write {out}: {error.strerror or error}; nothing was changed"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Marks a folder as that of a process that lives; the kernel takes the mark away if it dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sweep(out: Path) -> None:
+    """Removes what processes that were killed have left beside `out`."""
+    for path in out.parent.glob(f".{out.name}.*.tmp"):
+        with suppress(OSError), _held(path):  # one that lives has its own
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _replace(new: Path, out: Path) -> None:

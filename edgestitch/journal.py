@@ -9,37 +9,36 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import BinaryIO, TypeVar
 
 import msgspec
 
 from .artifact import read
-from .errors import ArtifactError, MismatchError
+from .errors import ArtifactError, BusyError, MismatchError
 
 T = TypeVar("T")
 
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
-    kind: Literal["unfinished profile"]
+    kind: str
     key: dict[str, str]
-
-
-KIND: Literal["unfinished profile"] = "unfinished profile"
-_BEGINNING = f'{{"kind":"{KIND}","key":{{'.encode()
 
 
 class Journal:
     """Entries by kind, in the order they were added.
 
-    `key` says what is measured: an older journal is taken up only where it was of just that.
+    `key` says what is made, of the kind `kind`: an older journal is taken up only where it was of
+    just that.
 
     Raises:
         MismatchError: the file is a journal of something else; the message has both values.
+        BusyError: another process writes it.
         ArtifactError: the file is no journal, or cannot be read or written.
     """
 
-    def __init__(self, path: Path, key: dict[str, str]) -> None:
+    def __init__(self, path: Path, key: dict[str, str], kind: str = "unfinished profile") -> None:
         self.path = path
+        self.kind = kind
         self.resumed = 0
         self._entries: list[tuple[str, msgspec.Raw]] = []
         self._file = self._open()
@@ -53,7 +52,7 @@ class Journal:
             self.add("resumed", True)
             self.resumed = sum(1 for _ in self.entries("resumed", bool))
         else:
-            self._append(msgspec.json.encode(_Header(KIND, key)))
+            self._append(msgspec.json.encode(_Header(kind, key)))
 
     def _open(self) -> BinaryIO:
         """The file, to append to, which no other process has until it is closed or we are gone."""
@@ -63,7 +62,7 @@ class Journal:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.close()
-            raise ArtifactError(
+            raise BusyError(
                 f"another process writes {self.path}: wait for it, or give another --out"
             ) from error
         except OSError as error:
@@ -74,19 +73,22 @@ class Journal:
         """Reads what is there; returns the bytes of its whole lines."""
         lines = read(self.path).splitlines(keepends=True)
         first = lines[0] if lines else b""
-        if not first.endswith(b"\n") and first[: len(_BEGINNING)] == _BEGINNING[: len(first)]:
+        beginning = f'{{"kind":"{self.kind}","key":{{'.encode()
+        if not first.endswith(b"\n") and first[: len(beginning)] == beginning[: len(first)]:
             return 0  # killed before the first line was out
         try:
             header = msgspec.json.decode(first, type=_Header)
+            if header.kind != self.kind:
+                raise msgspec.ValidationError(f"it is an {header.kind!r}")
         except msgspec.MsgspecError as error:
             raise ArtifactError(
-                f"{self.path} is no {KIND} ({error}); give another --out, or remove it"
+                f"{self.path} is no {self.kind} ({error}); give another --out, or remove it"
             ) from error
         for name in header.key.keys() | key.keys():
             found, wanted = header.key.get(name), key.get(name)
             if found != wanted:
                 raise MismatchError(
-                    f"{self.path} is the unfinished profile of another measurement: {name} is "
+                    f"{self.path} is the {self.kind} of another measurement: {name} is "
                     f"{found} there and {wanted} now; finish that one, give another --out, or "
                     "remove the file"
                 )

@@ -111,6 +111,23 @@ class MeasureSettings(Value, frozen=True, kw_only=True):
     """Of the bounds of composed costs."""
 
 
+# Enough that the bound of a 99th percentile is not the largest sample: a thousand for the choice of
+# what to keep, and, since those are few, more for what is deployed. The cap is for slow machines.
+# Energy takes minutes; who has a budget for it calls for a profile.
+QUICK = MeasureSettings(
+    timer=TimerSettings(min_samples=1000, precision=0.05, time_cap_s=40),
+    energy=None,
+    compose=False,
+)
+
+
+def deployed(settings: MeasureSettings) -> MeasureSettings:
+    """The settings for measuring a deployment after a profile was taken with `settings`."""
+    timer = settings.timer
+    more = msgspec.structs.replace(timer, min_samples=2 * timer.min_samples)
+    return msgspec.structs.replace(settings, timer=more)
+
+
 def measure(
     source: Source,
     instruments: Instruments,

@@ -1,7 +1,7 @@
 """Programs: topologies of a network cut into segments, compiled, and ready to be called."""
 
 import threading
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,19 +9,12 @@ import numpy as np
 import torch
 
 from .backends import Backend, Compiled, Load, Marked, Request, Resident, Run
+from .cut import Cut
 from .device import Device
 from .errors import DeviceError
-from .family import Family, cut, normalized_range, segment_name
+from .family import Family, normalized_range
 from .network import StitchNetwork, structure
 from .progress import Progress, silent
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """How topologies are divided: segments by name, with their atoms, and each topology's segments."""
-
-    atoms: Mapping[str, tuple[str, ...]]
-    chains: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,26 +41,6 @@ class Program:
         """The same with the time of each segment, if the backend can tell."""
         found = {name: self.load(name).marked for name in self.topologies}
         return {name: marked for name, marked in found.items() if marked}
-
-
-def cut_topologies(family: Family, topologies: Iterable[str]) -> Cut:
-    """The fewest segments such that every topology uses each of them whole or not at all."""
-    chains = {name: family.atoms(name) for name in topologies}
-    parts = cut(chains.values())
-    return Cut(
-        atoms={segment_name(atoms): atoms for chain in chains.values() for atoms in parts[chain]},
-        chains={
-            name: tuple(segment_name(atoms) for atoms in parts[chain])
-            for name, chain in chains.items()
-        },
-    )
-
-
-def part(plan: Cut, topologies: Iterable[str]) -> Cut:
-    """Some topologies of a cut, divided as they are there."""
-    chains = {name: plan.chains[name] for name in topologies}
-    used = dict.fromkeys(segment for chain in chains.values() for segment in chain)
-    return Cut(atoms={name: plan.atoms[name] for name in used}, chains=chains)
 
 
 def atom_classes(network: StitchNetwork) -> dict[str, str]:
@@ -109,11 +82,12 @@ def compile_segments(
     variant: str = "",
     batch: int = 1,
     done: Container[str] = (),
+    finished: Callable[[str], None] = lambda segment: None,
     progress: Progress = silent,
 ) -> None:
     """Compiles every segment once, on its real input shape, to files in a folder.
 
-    Those in `done` are there already.
+    Those in `done` are there already; `finished` is told of each of the others when it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     outputs: dict[str, torch.Size] = {}
@@ -136,6 +110,7 @@ def compile_segments(
                             variant=variant,
                         )
                     )
+                    finished(name)
                 with torch.inference_mode():
                     outputs[name] = segment(example).shape
             shape = outputs[name]

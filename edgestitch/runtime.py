@@ -9,27 +9,25 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import msgspec
 import numpy as np
 
 from .artifact import Value
-from .backends import Run
-from .engine import Deployment, open_deployment
+from .backends import Resident
+from .deployment import Deployment, require_fit, use_deployment
 from .errors import DeviceError, InfeasibleError
-from .family import normalized_range
-from .schedule import Budget, Candidate
+from .frames import Frames, like
+from .residents import Residents
+from .schedule import Budget, Candidate, Plan, choose
 
 if TYPE_CHECKING:
     import torch
 
-Image = TypeVar("Image", np.ndarray, "torch.Tensor")
-
-WARM_UP = 3
-"""Inferences of each topology before a runtime is ready."""
 HISTORY = 1000
 """Frames that `diagnostics` looks back on."""
 
@@ -63,7 +61,7 @@ class _Active(NamedTuple):
     """A topology and how to run it."""
 
     candidate: Candidate
-    run: Run
+    resident: Resident
     feasible: bool
 
 
@@ -84,15 +82,25 @@ class Runtime:
 
     All methods may be called from several threads; inferences run one at a time.
 
+    A topology that fails, while it is loaded or while it runs, is left out from then on: another one
+    answers in its place, at last eager PyTorch on the CPU.
+
     Args:
         deployment: a folder that `edgestitch compile` made. Without it $EDGESTITCH_DEPLOYMENT, else
             ./deployment, else the shipped demonstration network, compiled and measured on first
             use into the user's cache folder.
+        topologies: keep only these of the deployment's resident ones.
+        wait: until every topology is ready. Without, only until the fastest one is: the others are
+            loaded in the background, and until then the best that is ready runs.
+        rebuild: compile and measure again what was made for another machine or another version of
+            its backend; without, that is an error.
 
     Raises:
         ArtifactError, MismatchError: the deployment is damaged, or made for another machine.
         DeviceError: an energy or power budget where no energy was measured.
-        ValueError: a budget that is not above zero.
+        InfeasibleError: the topologies do not fit into the memory that is left; the message has the
+            largest set that would.
+        ValueError: a budget that is not above zero, or a topology that is not resident.
     """
 
     def __init__(
@@ -103,14 +111,18 @@ class Runtime:
         budget_w: float | None = None,
         budget_mj: float | None = None,
         strict: bool = False,
+        topologies: Iterable[object] | None = None,
+        wait: bool = True,
+        rebuild: bool = True,
     ) -> None:
         budget = Budget(latency_ms=budget_ms, power_w=budget_w, energy_mj=budget_mj)
-        self._deployment = _open(deployment)
+        self._deployment = _open(deployment, rebuild=rebuild, whole=wait)
         self._strict = strict
         self._closed = False
         self._inference = threading.Lock()
         self._control = threading.Lock()
         self._pinned: _Active | None = None  # written alone: a switch costs one attribute
+        self._pins: dict[str, _Active] = {}
         # Not the inference's lock, so that diagnostics never wait for an inference.
         self._counting = threading.Lock()
         self._history: deque[bool] = deque(maxlen=HISTORY)
@@ -118,26 +130,45 @@ class Runtime:
         self._misses = 0
         self._last_ms: float | None = None
         self._shape = self._deployment.input_shape
-        low, high = normalized_range(self._deployment.manifest.family)
-        # Half a range of slack: augmented or re-normalised images are legitimate, raw pixels not.
-        self._low, self._high = low - (high - low) / 2, high + (high - low) / 2
-        self._by_name = {
-            candidate.topology: _Active(
-                candidate, self._deployment.program.load(candidate.topology).run, True
-            )
-            for candidate in self._deployment.plan.resident
-        }
-        self._warm_up()
-        safety = self._deployment.plan.safety
-        self._safety = _Active(safety, self._by_name[safety.topology].run, False)
+        self._expected = Frames.of(self._deployment.manifest.family, self._shape)
+        device = self._deployment.manifest.conditions.device
+        self._accelerator = "cpu" if device == "cpu" else "cuda"
+        self._kept = _kept(self._deployment.plan, topologies)
+        self._plan = self._kept
+        require_fit(self._deployment, self.topologies)
+        self._residents = Residents(
+            self._deployment,
+            self.topologies,
+            self._inference,
+            self._refresh,
+        )
+        self._residents.load_first()
+        self._state = _State(self._safety(), Budget())
+        self._refresh()
         self._set(budget)
+        self._residents.load_rest()
+        if wait:
+            self.wait()
 
-    def _warm_up(self) -> None:
-        """Runs every topology, since a first inference allocates what later ones reuse."""
-        image = np.zeros(self._shape, np.float32)
-        for active in self._by_name.values():
-            for _ in range(WARM_UP):
-                active.run(image)
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Waits until every topology is ready, or has failed; whether that is so."""
+        return self._residents.wait(timeout_s)
+
+    def _refresh(self) -> None:
+        """Goes by what is ready now."""
+        with self._control:
+            ready, failed = self._residents.ready, self._residents.failed
+            left = tuple(
+                c for c in self._kept.resident if c.topology in ready or c.topology not in failed
+            )
+            self._plan = msgspec.structs.replace(self._kept, resident=left)
+            if self._pinned and self._pinned.candidate.topology not in self._residents.ready:
+                self._pinned = None
+            budget = self._state.budget
+            try:
+                self._state = _State(self._best(budget), budget)
+            except InfeasibleError:  # it was feasible until something failed
+                self._state = _State(self._safety(), budget)
 
     # --- budgets ------------------------------------------------------------------------------
 
@@ -191,18 +222,37 @@ class Runtime:
 
     def _best(self, budget: Budget) -> _Active:
         try:
-            return self._by_name[self._deployment.plan.choose(budget).topology]
+            wanted = self._plan.choose(budget)
         except InfeasibleError:
             if self._strict:
                 raise
-            return self._safety
+            return self._safety()
+        resident = self._residents.ready.get(wanted.topology)
+        return _Active(wanted, resident, True) if resident else self._stand_in(budget)
+
+    def _stand_in(self, budget: Budget) -> _Active:
+        """The best that is ready, while what the plan has for a budget is being loaded."""
+        ready = dict(self._residents.ready)
+        try:
+            found = choose((c for c in self._plan.resident if c.topology in ready), budget)
+        except InfeasibleError:
+            return self._safety()
+        return _Active(found, ready[found.topology], True)
+
+    def _safety(self) -> _Active:
+        """The fastest one that is ready, for when nothing fits."""
+        ready = dict(self._residents.ready)
+        if not ready:
+            raise RuntimeError("this Runtime is closed; open a new one")
+        found = next(c for c in self._kept.resident if c.topology in ready)
+        return _Active(found, ready[found.topology], False)
 
     # --- topologies ---------------------------------------------------------------------------
 
     @property
     def topologies(self) -> tuple[str, ...]:
-        """The resident topologies, fastest first."""
-        return tuple(self._by_name)
+        """The resident topologies, fastest first; those that failed are left out."""
+        return tuple(candidate.topology for candidate in self._plan.resident)
 
     @property
     def topology(self) -> str:
@@ -216,13 +266,23 @@ class Runtime:
     def switch(self, topology: object) -> None:
         """Pins a resident topology, by value or name, until a budget is set.
 
+        One that is still being loaded is waited for.
+
         Raises:
-            ValueError: it is not resident.
+            ValueError: it is not resident, or has failed.
         """
-        active = self._by_name.get(str(topology))
-        if active is None:
-            raise ValueError(f"{topology} is not resident; resident are {', '.join(self._by_name)}")
+        active = self._pins.get(str(topology)) or self._pin(str(topology))
         self._pinned = active
+
+    def _pin(self, topology: str) -> _Active:
+        candidate = next((c for c in self._plan.resident if c.topology == topology), None)
+        if candidate is None or not self._residents.wait_for(topology):
+            failure = self._residents.failed.get(topology)
+            why = f"failed ({failure})" if failure else "is not resident"
+            raise ValueError(f"{topology} {why}; resident are {', '.join(self.topologies)}")
+        active = _Active(candidate, self._residents.ready[topology], True)
+        self._pins[topology] = active
+        return active
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -239,15 +299,26 @@ class Runtime:
 
     # --- inference ----------------------------------------------------------------------------
 
-    def __call__(self, image: Image) -> Image:
-        """Logits [B, classes] of a normalised image, a NumPy array or a torch tensor, in its kind.
+    @overload
+    def __call__(self, image: np.ndarray) -> np.ndarray: ...
+    @overload
+    def __call__(self, image: "torch.Tensor") -> "torch.Tensor": ...
+    @overload
+    def __call__(self, image: Any) -> Any: ...
+
+    def __call__(self, image: Any) -> Any:
+        """Logits [B, classes] of a normalised image, in its kind.
+
+        An image is a NumPy array, a torch tensor, or any array that can be lent through DLPack or
+        CUDA's array interface; where it lies in the memory that the network needs, it is not copied
+        on the way. One on the GPU must be finished in its stream; its logits are a torch tensor there.
 
         Raises:
-            ValueError: wrong shape, type or range, or not-a-number; the message has both sides.
+            ValueError: wrong shape, type, range or device, or not-a-number; the message has both sides.
+            DeviceError: every topology failed, eager PyTorch on the CPU as well.
             RuntimeError: the runtime was closed.
         """
-        output: Image = self.infer(image).output
-        return output
+        return self.infer(image).output
 
     def infer(
         self, image: Any, *, budget_ms: float | None = None, deadline_ns: int | None = None
@@ -258,7 +329,7 @@ class Runtime:
         for this call in place of the runtime's own `budget_ms`.
         """
         start = time.monotonic_ns()
-        array = self._checked(image)
+        values = self._expected.entered(image, self._accelerator)
         with self._inference:
             if self._closed:
                 raise RuntimeError("this Runtime is closed; open a new one")
@@ -271,12 +342,12 @@ class Runtime:
             elif budget_ms is not None:
                 limit = budget_ms
                 active = self._best(msgspec.structs.replace(budget, latency_ms=budget_ms))
-            logits = active.run(array)
+            active, logits = self._run(active, values)
             latency_ms = (time.monotonic_ns() - start) / 1e6
             met = None if limit is None else latency_ms <= limit
             self._record(latency_ms, met)
         return Result(
-            output=_like(image, logits),
+            output=like(image, logits),
             topology=active.candidate.topology,
             latency_ms=latency_ms,
             budget_ms=limit,
@@ -285,29 +356,29 @@ class Runtime:
             feasible=active.feasible,
         )
 
+    def _run(self, active: _Active, values: Any) -> tuple[_Active, Any]:
+        """The logits, and the topology that they are of: the next one where one fails."""
+        while True:
+            try:
+                return active, _logits(active.resident, values)
+            except Exception as error:  # of a driver, an engine, an allocator: all mean the same
+                active = self._instead_of(active.candidate.topology, error)
+
+    def _instead_of(self, topology: str, error: Exception) -> _Active:
+        """What runs from now on, since a topology has failed."""
+        self._pins.pop(topology, None)
+        self._residents.fail(topology, error)
+        if not self._residents.ready:
+            self._residents.fall_back()
+        self._refresh()
+        return self._safety()
+
     def _within(self, latency_ms: float, budget: Budget) -> _Active:
         if latency_ms <= 0:  # already late
             if self._strict:
                 raise InfeasibleError(f"the deadline passed {-latency_ms:.3g} ms ago")
-            return self._safety
+            return self._safety()
         return self._best(msgspec.structs.replace(budget, latency_ms=latency_ms))
-
-    def _checked(self, image: Any) -> np.ndarray:
-        array = image if isinstance(image, np.ndarray) else _to_numpy(image)
-        if array.shape != self._shape or array.dtype != np.float32:
-            raise ValueError(
-                f"the network takes float32 {list(self._shape)}, got {array.dtype} "
-                f"{list(array.shape)}; edgestitch.data.preprocess makes it from uint8 images"
-            )
-        # Written so that not-a-number fails as well.
-        low, high = array.min(), array.max()
-        if not (low >= self._low and high <= self._high):
-            raise ValueError(
-                f"the network takes normalised pixels, {self._low:.2f} to {self._high:.2f} with "
-                f"slack, got {low:.4g} to {high:.4g}; edgestitch.data.preprocess normalises raw "
-                "images"
-            )
-        return array if array.flags.c_contiguous else np.ascontiguousarray(array)
 
     def _record(self, latency_ms: float, met: bool | None) -> None:
         with self._counting:
@@ -320,15 +391,26 @@ class Runtime:
     # --- state --------------------------------------------------------------------------------
 
     def diagnostics(self) -> Diagnostics:
-        """Level, message and values: WARN if the budget cannot be met or more than 1 % was late."""
+        """Level, message and values.
+
+        WARN if the budget cannot be met, more than 1 % was late, or a topology has failed; ERROR if
+        all that was compiled has.
+        """
         active, budget, closed = self._next, self._state.budget, self._closed
         with self._counting:
             history, last_ms = list(self._history), self._last_ms
             frames, misses = self._frames, self._misses
         late = history.count(False) / len(history) if history else 0.0
+        residents = self._residents
+        failure = "; ".join(f"{name} ({why})" for name, why in residents.failed.items())
         level: Literal["OK", "WARN", "ERROR"]
         if closed:
             level, message = "ERROR", "closed"
+        elif residents.eager:
+            level = "ERROR"
+            message = f"everything compiled has failed, eager PyTorch runs on the CPU: {failure}"
+        elif failure:
+            level, message = "WARN", f"left out: {failure}"
         elif not active.feasible:
             level = "WARN"
             message = f"no topology fits {budget}: running the fastest"
@@ -344,9 +426,12 @@ class Runtime:
             "top1_percent": f"{active.candidate.top1:.2f}",
             "profiled_latency_ms": f"{active.candidate.median_ms:.3f}",
             "profiled_bound_ms": f"{active.candidate.latency_ms:.3f}",
-            "last_latency_ms": "" if last_ms is None else f"{last_ms:.3f}",
+            "last_latency_ms": _ms(last_ms),
             "frames": str(frames),
             "deadlines_missed": str(misses),
+            "ready_ms": _ms(residents.first_ready_ms),
+            "all_ready_ms": _ms(residents.all_ready_ms),
+            "failed": failure,
             "backend": f"{conditions.backend} {conditions.precision}",
             "hardware": conditions.hardware,
         }
@@ -356,6 +441,7 @@ class Runtime:
         """Waits for a running inference and frees the topologies; later calls raise."""
         with self._inference:
             self._closed = True
+            self._residents.stop()
 
     def __enter__(self) -> "Runtime":
         return self
@@ -378,7 +464,9 @@ def find_deployment(deployment: str | os.PathLike[str] | None = None) -> Path | 
     return here if here.is_dir() else None
 
 
-def _open(deployment: str | os.PathLike[str] | Deployment | None) -> Deployment:
+def _open(
+    deployment: str | os.PathLike[str] | Deployment | None, *, rebuild: bool, whole: bool
+) -> Deployment:
     if isinstance(deployment, Deployment):
         return deployment
     folder = find_deployment(deployment)
@@ -386,19 +474,33 @@ def _open(deployment: str | os.PathLike[str] | Deployment | None) -> Deployment:
         from .default import shipped_deployment
 
         return shipped_deployment()
-    return open_deployment(folder)
+    return use_deployment(folder, rebuild=rebuild, whole=whole)
 
 
-def _to_numpy(image: Any) -> np.ndarray:
-    if not hasattr(image, "detach"):
-        raise ValueError(f"an image is a NumPy array or a torch tensor, not {type(image).__name__}")
-    array: np.ndarray = image.detach().cpu().numpy()
-    return array
+def _kept(plan: Plan, topologies: Iterable[object] | None) -> Plan:
+    """The plan with only some of its resident topologies."""
+    if topologies is None:
+        return plan
+    names = dict.fromkeys(map(str, topologies))
+    known = {candidate.topology for candidate in plan.resident}
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(
+            f"{', '.join(unknown) or 'nothing'} is not resident in this deployment, which has "
+            f"{', '.join(candidate.topology for candidate in plan.resident)}"
+        )
+    kept = tuple(candidate for candidate in plan.resident if candidate.topology in names)
+    return msgspec.structs.replace(plan, resident=kept)
 
 
-def _like(image: Any, logits: np.ndarray) -> Any:
-    if isinstance(image, np.ndarray):
-        return logits
-    import torch
+def _logits(resident: Resident, values: Any) -> Any:
+    """Of an image in host memory, or of one on the accelerator, where they stay."""
+    if isinstance(values, np.ndarray):
+        return resident.run(values)
+    if resident.on_device:
+        return resident.on_device(values)
+    return resident.run(values.cpu().numpy())
 
-    return torch.from_numpy(logits).to(image.device)
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

@@ -22,11 +22,12 @@ from math import exp, floor
 import numpy as np
 
 from .backends import Resident
+from .cut import cut_topologies
 from .device import Device
 from .family import Family
 from .instruments import Instruments
 from .meters import Meter, NoMeter, Quantity, Recording, Trace
-from .program import Program, cut_topologies
+from .program import Program
 from .sensors import State
 
 BORDER = "border"

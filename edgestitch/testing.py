@@ -15,9 +15,11 @@ import torch
 
 from .accuracy import Accuracy, accuracy_row
 from .backends import Backend, Compiled, Load, Request, Resident
+from .cut import cut_topologies
 from .data import toy_images as toy_images
+from .deployment import Attempt, Deployment, Manifest, Memory, compile_deployment
 from .device import detect
-from .engine import Deployment, Manifest, compile_deployment, profile_network
+from .engine import profile_network
 from .errors import CompileError
 from .evaluate import evaluate
 from .instruments import find_instruments
@@ -25,7 +27,7 @@ from .measure import MeasureSettings
 from .meters.replay import ReplayMeter as ReplayMeter
 from .network import StitchNetwork, build_network
 from .profile import Conditions, Cost, Profile, Protocol
-from .program import Program, cut_topologies
+from .program import Program
 from .recipe import load_family
 from .schedule import plan
 from .simulation import SimulatedDevice as SimulatedDevice
@@ -197,6 +199,9 @@ def fake_deployment(
         segments=dict(segments.atoms),
         chains=dict(segments.chains),
         checks=(),
+        attempts=(Attempt(backend="null", precision="fp32"),),
+        memory=Memory(segments_mib=dict.fromkeys(segments.atoms, 0.0), total_mib=0, weights_mib=1),
+        segment_files={},
         files={},
     )
     return Deployment(

@@ -25,8 +25,9 @@ from edgestitch.compose import (
     terms,
     variance_factors,
 )
+from edgestitch.cut import cut_topologies
 from edgestitch.network import StitchNetwork, build_network
-from edgestitch.program import atom_classes, cut_topologies
+from edgestitch.program import atom_classes
 from edgestitch.recipe import load_family
 
 FAMILIES = sorted(path.stem for path in Path(__file__).parent.parent.glob("calibrate/*.toml"))

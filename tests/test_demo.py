@@ -7,7 +7,7 @@ from edgestitch import Budget, InfeasibleError, Runtime, load_accuracy, load_pla
 from edgestitch.data import preprocess, shipped_images
 from edgestitch.default import load_shipped, shipped_deployment
 from edgestitch.demo import demonstrate, spread_budgets
-from edgestitch.engine import MANIFEST
+from edgestitch.deployment import MANIFEST
 from edgestitch.measure import MeasureSettings
 from edgestitch.schedule import candidates, choose
 from edgestitch.timer import TimerSettings

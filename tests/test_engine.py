@@ -1,10 +1,7 @@
 """Deployments: whole or not there, checked against eager, refused where they do not belong."""
 
-import json
-import shutil
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import msgspec
@@ -13,40 +10,27 @@ import pytest
 import torch
 from timm.layers import DropPath  # type: ignore[attr-defined]
 
-from edgestitch import ArtifactError, CompileError, DeviceError, MismatchError, backends, plan
-from edgestitch.artifact import load, save
-from edgestitch.backends import Resident
+from edgestitch import CompileError, DeviceError, MismatchError, backends, plan
+from edgestitch.artifact import load
+from edgestitch.backends import Resident, Run
+from edgestitch.cut import cut_topologies, part
+from edgestitch.deployment import compile_deployment
 from edgestitch.device import detect
-from edgestitch.engine import (
-    MANIFEST,
-    TOLERANCE,
-    Manifest,
-    build_program,
-    check_program,
-    compile_deployment,
-    open_deployment,
-    profile_network,
-)
+from edgestitch.engine import build_program, check_program, profile_network
+from edgestitch.equality import TOLERANCE
 from edgestitch.evaluate import evaluate
 from edgestitch.instruments import Instruments, find_instruments
 from edgestitch.measure import LoadedSource, MeasureSettings, load_samples, measure, save_profile
 from edgestitch.meters import NoMeter
 from edgestitch.network import build_network
 from edgestitch.profile import Load, Profile
-from edgestitch.program import (
-    atom_classes,
-    compile_segments,
-    cut_topologies,
-    example_images,
-    part,
-)
+from edgestitch.program import atom_classes, compile_segments, example_images
 from edgestitch.progress import Progress, silent
 from edgestitch.recipe import load_family
 from edgestitch.testing import (
     FEW_SAMPLES,
     FakeTimer,
     null_backend,
-    toy_deployment,
     toy_images,
     toy_network,
 )
@@ -57,17 +41,6 @@ AVAILABLE = [name for name in backends.NAMES if backends.backend(name).unavailab
 
 def here() -> Instruments:
     return find_instruments(detect(), energy=False)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return toy_deployment(tmp_path_factory.mktemp("toy") / "deployment")
-
-
-@pytest.fixture
-def copied(made, tmp_path):
-    """The folder of a copy of it."""
-    return shutil.copytree(made.folder, tmp_path / "deployment")
 
 
 @pytest.fixture(scope="module")
@@ -252,15 +225,6 @@ def test_segments_hold_every_weight_once():
     assert set(atoms) == set(network.atoms)
 
 
-def test_a_backend_that_computes_something_else_is_refused(tmp_path, parts):
-    network, accuracy, chosen = parts
-    with pytest.raises(CompileError, match=r"compiled by null fp32 is not equal to eager"):
-        compile_deployment(
-            network, chosen, accuracy, tmp_path / "d", here(), backend=null_backend(4)
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_not_a_number_is_not_equal_to_eager(tmp_path):
     network = toy_network()
     _, program = build_program(network, ("a:0:3",), tmp_path, detect(), backend="eager")
@@ -268,90 +232,6 @@ def test_not_a_number_is_not_equal_to_eager(tmp_path):
     broken = replace(program, load=lambda name: nothing)
     with pytest.raises(CompileError, match="logits differ by nan"):
         check_program(broken, network)
-
-
-def test_a_segment_that_does_not_compile_leaves_nothing(tmp_path, parts):
-    network, accuracy, chosen = parts
-    failing = null_backend(4, fail=lambda segment: "head" in segment)
-    with pytest.raises(CompileError, match="as it was told"):
-        compile_deployment(network, chosen, accuracy, tmp_path / "d", here(), backend=failing)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_deployment_states_its_own_costs(made):
-    assert {c.topology for c in made.profile.costs} == set(made.program.runs)
-    assert {c.topology for c in made.plan.resident} <= set(made.program.runs)
-    assert set(made.manifest.segments) == set(made.profile.segments)
-
-
-def test_a_deployment_opens_again(made):
-    again = open_deployment(made.folder)
-    images = example_images(made.manifest.family, 1)
-    for name, run in made.program.runs.items():
-        np.testing.assert_array_equal(run(images), again.program.runs[name](images))
-    assert again.plan == made.plan
-
-
-@pytest.mark.parametrize(
-    "name", ["plan.json", "profile.json", "network.safetensors", "accuracy.json", MANIFEST]
-)
-def test_an_altered_file_is_refused_by_name(copied, name):
-    content = bytearray((copied / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (copied / name).write_bytes(content)
-    with pytest.raises(ArtifactError, match=name):
-        open_deployment(copied)
-
-
-def test_a_missing_file_is_refused_by_name(copied):
-    (copied / "plan.json").unlink()
-    with pytest.raises(ArtifactError, match=r"plan\.json"):
-        open_deployment(copied)
-
-
-def test_no_deployment_is_said(tmp_path):
-    with pytest.raises(ArtifactError, match=r"no deployment at .*`edgestitch compile` makes one"):
-        open_deployment(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"hardware": "Another CPU, 8 cores"}, "hardware is Another CPU, 8 cores there and"),
-        ({"device": "jetson-orin"}, "device is jetson-orin there and cpu here"),
-        ({"versions": {"eager": "0.1"}}, "eager version is 0.1 there and"),
-    ],
-)
-def test_a_deployment_for_another_machine_is_refused_with_both_values(copied, change, message):
-    manifest = load(Manifest, copied / MANIFEST)
-    conditions = msgspec.structs.replace(manifest.conditions, **change)
-    save(msgspec.structs.replace(manifest, conditions=conditions), copied / MANIFEST)
-    with pytest.raises(MismatchError, match=message):
-        open_deployment(copied)
-
-
-def test_a_folder_that_is_no_deployment_is_not_replaced(tmp_path, parts):
-    network, accuracy, chosen = parts
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ArtifactError, match="exists and is no deployment"):
-        compile_deployment(network, chosen, accuracy, tmp_path / "mine", here(), backend="eager")
-    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
-
-
-def test_an_older_deployment_is_replaced_whole(tmp_path):
-    first = toy_deployment(tmp_path / "deployment")
-    second = toy_deployment(tmp_path / "deployment")
-    assert second.folder == first.folder
-    assert [path.name for path in tmp_path.iterdir()] == ["deployment"]
-    open_deployment(tmp_path / "deployment")
-
-
-def test_a_plan_of_another_network_is_refused_with_both_digests(tmp_path, parts):
-    _, accuracy, chosen = parts
-    other = toy_network(seed=7)
-    with pytest.raises(MismatchError, match=f"network is {other.digest} and {chosen.network}"):
-        compile_deployment(other, chosen, accuracy, tmp_path / "d", here(), backend="eager")
 
 
 def test_unknown_backends_and_precisions_are_refused(tmp_path):
@@ -368,18 +248,6 @@ def test_a_backend_that_is_not_installed_says_what_to_install(tmp_path):
         build_program(toy_network(), ("a:0:3",), tmp_path, detect(), backend=absent)
 
 
-def test_two_processes_that_compile_into_one_folder_leave_a_whole_deployment(tmp_path):
-    script = (
-        "import sys; from pathlib import Path; from edgestitch.testing import toy_deployment;"
-        "toy_deployment(Path(sys.argv[1]))"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "deployment")]
-    processes = [subprocess.Popen(command) for _ in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    open_deployment(tmp_path / "deployment")
-    assert [path.name for path in tmp_path.iterdir()] == ["deployment"]
-
-
 # --- measuring -----------------------------------------------------------------------------------
 
 
@@ -387,10 +255,7 @@ def test_a_profile_holds_what_the_clock_said(tmp_path):
     network = toy_network()
     timer = FakeTimer({"a:0:3": 1.0, "b:0:3": lambda call: 4.0 if call % 49 else 9.0})
     cut, program = build_program(network, ("a:0:3", "b:0:3"), tmp_path, detect(), backend="eager")
-    slow = {
-        name: Resident(run=lambda images, call=call: call())
-        for name, call in timer.subjects.items()
-    }
+    slow = {name: Resident(run=calling(call)) for name, call in timer.subjects.items()}
     source = LoadedSource(
         network.family, network.digest, cut.chains, replace(program, load=slow.__getitem__)
     )
@@ -407,6 +272,16 @@ def test_a_profile_holds_what_the_clock_said(tmp_path):
     np.testing.assert_array_equal(kept["b:0:3"], samples.durations_ns["b:0:3"])
     np.testing.assert_array_equal(kept["start b:0:3"], samples.starts_ns["b:0:3"])
     assert load(Profile, tmp_path / "p.json") == profile
+
+
+def calling(call: Callable[[], None]) -> Run:
+    """An inference that only takes the time of a call."""
+
+    def run(images: np.ndarray) -> np.ndarray:
+        call()
+        return images
+
+    return run
 
 
 def test_few_samples_bound_a_deadline_by_the_largest():
@@ -502,9 +377,3 @@ def test_a_profile_that_was_killed_goes_on_where_it_was(tmp_path):
         assert len(durations) == 60 > len(before) > 0
         assert durations[: len(before)].tolist() == before
     assert path.exists()  # whoever saves the profile removes it
-
-
-def test_the_manifest_is_plain_json(made):
-    content = json.loads((made.folder / MANIFEST).read_text())
-    assert content["kind"] == "deployment"
-    assert set(content["data"]["chains"]) == set(made.program.runs)

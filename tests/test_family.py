@@ -7,20 +7,17 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from edgestitch.errors import ArtifactError
 from edgestitch.family import (
     Anchor,
     Family,
-    cut,
     normalized_range,
-    segment_name,
 )
 from edgestitch.recipe import load_family, load_recipe
 from edgestitch.shipped import shipped
 from edgestitch.topology import Topology
-from tests.strategies import families, family_subsets
+from tests.strategies import families
 
 REFERENCE = Path(__file__).parent / "data" / "deit_topologies.json"
 
@@ -127,83 +124,6 @@ def test_atoms_of_an_unknown_topology_are_refused(deit):
 def test_an_unknown_anchor_is_refused_naming_those_there_are(deit):
     with pytest.raises(ValueError, match="has no anchor 'l'; it has ti, s, b"):
         deit.anchor("l")
-
-
-# --- segments --------------------------------------------------------------------------------
-
-
-@st.composite
-def chains(draw):
-    family, topologies = draw(family_subsets())
-    return [family.atoms(topology) for topology in topologies]
-
-
-@given(chains())
-def test_each_chain_is_the_concatenation_of_its_segments(chains):
-    for chain, segments in cut(chains).items():
-        assert sum(segments, ()) == chain
-
-
-@given(chains())
-def test_no_atom_is_in_two_segments(chains):
-    segments = {segment for parts in cut(chains).values() for segment in parts}
-    atoms = [atom for segment in segments for atom in segment]
-    assert len(set(atoms)) == len(atoms)
-
-
-@given(chains())
-def test_every_chain_uses_a_segment_whole_or_not_at_all(chains):
-    parts = cut(chains)
-    for segment in {segment for segments in parts.values() for segment in segments}:
-        assert all(_whole_or_not_at_all(segment, chain) for chain in parts)
-
-
-@given(chains())
-def test_no_border_can_be_removed(chains):
-    parts = cut(chains)
-    for segments in parts.values():
-        for left, right in pairwise(segments):
-            assert not all(_whole_or_not_at_all(left + right, chain) for chain in parts)
-
-
-@given(chains())
-def test_segments_have_different_names(chains):
-    segments = {segment for parts in cut(chains).values() for segment in parts}
-    assert len({segment_name(segment) for segment in segments}) == len(segments)
-
-
-@given(families())
-def test_one_topology_alone_is_one_segment(family):
-    for topology in family.topologies:
-        chain = family.atoms(topology)
-        assert cut([chain]) == {chain: (chain,)}
-
-
-@given(chains())
-def test_the_order_of_chains_and_their_repetition_do_not_matter(chains):
-    assert cut(chains) == cut([*reversed(chains), *chains])
-
-
-def _whole_or_not_at_all(segment: tuple[str, ...], chain: tuple[str, ...]) -> bool:
-    size = len(segment)
-    places = range(len(chain) - size + 1)
-    whole = sum(chain[place : place + size] == segment for place in places)
-    return whole == 1 or not set(segment) & set(chain)
-
-
-@pytest.mark.parametrize(
-    ("atoms", "name"),
-    [
-        (("ti:stem",), "ti:stem"),
-        (("ti:0",), "ti:0"),
-        (("ti:0", "ti:1", "ti:2"), "ti:0:3"),
-        (("ti:stem", "ti:0", "ti:1"), "ti:stem+ti:0:2"),
-        (("ti:5", "ti:6+s:5", "s:5", "s:6", "s:head"), "ti:5+ti:6+s:5+s:5:7+s:head"),
-        (("ti:9", "ti:10"), "ti:9:11"),
-    ],
-)
-def test_a_segment_is_named_by_its_atoms(atoms, name):
-    assert segment_name(atoms) == name
 
 
 # --- recipes ---------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ PLANNING = [
     "catalog",
     "complexity",
     "compose",
+    "cut",
     "device",
     "errors",
     "estimate",

@@ -1,13 +1,16 @@
 """The runtime: budgets that move while it runs, from any thread, and what it refuses."""
 
+import dataclasses
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from edgestitch import DeviceError, InfeasibleError, Runtime
+from edgestitch.backends import Resident
 from edgestitch.engine import check_program
 from edgestitch.testing import fake_deployment, toy_deployment, toy_network
 
@@ -134,7 +137,7 @@ def test_energy_and_latency_bound_together():
         (np.full_like(IMAGE, np.nan), "got nan to nan"),
         (np.where(np.arange(8) == 3, np.float32(np.nan), IMAGE), "got nan to nan"),
         (np.full_like(IMAGE, np.inf), "got inf to inf"),
-        ([[0.0]], "a NumPy array or a torch tensor, not list"),
+        ([[0.0]], "a NumPy array, a torch tensor, or has __dlpack__ .*; got list"),
     ],
 )
 def test_a_wrong_image_is_refused_with_both_sides(runtime, image, message):
@@ -276,3 +279,215 @@ def test_a_deployment_is_found_by_argument_variable_and_folder(tmp_path, monkeyp
 def test_a_resident_program_equals_eager(real):
     checks = check_program(real.program, toy_network())
     assert all(check.max_difference < 1e-6 for check in checks)
+
+
+# --- what fails -----------------------------------------------------------------------------------
+
+
+class Failing:
+    """Computes zeros; from `now` on some topologies fail."""
+
+    def __init__(self, *topologies: str, error: Exception | None = None) -> None:
+        self.topologies = topologies
+        self.error = error
+        self.now = False
+
+    def __call__(self, name: str, images: np.ndarray) -> np.ndarray:
+        if self.now and name in self.topologies:
+            raise self.error or RuntimeError(f"CUDA error in {name}: an illegal memory access")
+        return np.zeros((len(images), 4), np.float32)
+
+
+def test_another_topology_answers_for_one_that_fails():
+    run = Failing("b:0:3")
+    with Runtime(fake_deployment(COSTS, run=run)) as runtime:
+        assert runtime.infer(IMAGE).topology == "b:0:3"
+        run.now = True
+        result = runtime.infer(IMAGE)
+        assert result.topology == "a:0:3"
+        assert result.output.shape == (1, 4)
+        assert runtime.topologies == ("a:0:3", "a:0:1+b:1:3")
+        assert runtime.infer(IMAGE).topology == "a:0:1+b:1:3"  # the best of what is left
+        diagnostics = runtime.diagnostics()
+        assert diagnostics.level == "WARN"
+        assert "b:0:3 (CUDA error in b:0:3: an illegal memory access)" in diagnostics.message
+        with pytest.raises(ValueError, match=r"b:0:3 failed \(CUDA error .*\); resident are a:0:3"):
+            runtime.switch("b:0:3")
+
+
+def test_a_pinned_topology_that_fails_is_let_go():
+    run = Failing("b:0:3", error=MemoryError("CUDA out of memory: tried to allocate 2 GiB"))
+    with Runtime(fake_deployment(COSTS, run=run)) as runtime:
+        runtime.switch("b:0:3")
+        run.now = True
+        assert runtime.infer(IMAGE).topology == "a:0:3"
+        assert "out of memory" in runtime.diagnostics().message
+
+
+def test_eager_answers_where_everything_compiled_fails(tmp_path):
+    real = toy_deployment(tmp_path / "d")
+    names = [candidate.topology for candidate in real.plan.resident]
+    expected = {name: real.program.load(name).run for name in names}
+    broken: list[bool] = []
+
+    def resident(name: str) -> Resident:
+        def run(images: np.ndarray) -> np.ndarray:
+            if broken:
+                raise RuntimeError("CUDA error: the device is lost")
+            return expected[name](images)
+
+        return Resident(run=run)
+
+    program = dataclasses.replace(real.program, load=resident)
+    with Runtime(dataclasses.replace(real, program=program)) as runtime:
+        broken.append(True)
+        result = runtime.infer(IMAGE)
+        assert result.topology == names[0]
+        np.testing.assert_allclose(result.output, expected[names[0]](IMAGE), atol=1e-5)
+        assert runtime.diagnostics().level == "ERROR"
+        assert "eager PyTorch runs on the CPU" in runtime.diagnostics().message
+        assert runtime.infer(IMAGE).topology == names[0]
+
+
+def test_where_nothing_is_left_the_error_says_what_happened():
+    run = Failing(*COSTS)
+    with Runtime(fake_deployment(COSTS, run=run)) as runtime:
+        run.now = True
+        with pytest.raises(DeviceError, match=r"every compiled topology failed \(CUDA error"):
+            runtime.infer(IMAGE)
+
+
+def test_a_topology_that_fails_its_self_test_is_left_out(tmp_path):
+    real = toy_deployment(tmp_path / "d")
+    names = [candidate.topology for candidate in real.plan.resident]
+    right = real.program.load
+
+    def resident(name: str) -> Resident:
+        if name != names[0]:
+            return right(name)
+        return Resident(run=lambda images: right(name).run(images) + 1)
+
+    program = dataclasses.replace(real.program, load=resident)
+    with Runtime(dataclasses.replace(real, program=program)) as runtime:
+        assert runtime.topologies == tuple(names[1:])
+        assert "is not equal to eager" in runtime.diagnostics().values["failed"]
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+class SlowLoading:
+    """A deployment whose topologies are ready when you say so."""
+
+    def __init__(self) -> None:
+        self.gates = {name: threading.Event() for name in COSTS}
+        self.order: list[str] = []
+        fake = fake_deployment(COSTS)
+        inner = fake.program.load
+
+        def load(name: str) -> Resident:
+            self.order.append(name)
+            assert self.gates[name].wait(30)
+            return inner(name)
+
+        self.deployment = dataclasses.replace(
+            fake, program=dataclasses.replace(fake.program, load=load)
+        )
+
+
+def test_the_fastest_is_ready_first_and_the_rest_follow_in_the_background():
+    slow = SlowLoading()
+    slow.gates["a:0:3"].set()
+    with Runtime(slow.deployment, wait=False) as runtime:
+        assert runtime.infer(IMAGE).topology == "a:0:3"
+        assert runtime.diagnostics().values["ready_ms"]
+        assert runtime.diagnostics().values["all_ready_ms"] == ""
+        assert not runtime.wait(0.01)
+        slow.gates["a:0:1+b:1:3"].set()
+        runtime.switch("a:0:1+b:1:3")  # waits for it
+        assert runtime.infer(IMAGE).topology == "a:0:1+b:1:3"
+        runtime.budget_ms = 10.0
+        assert runtime.topology == "a:0:1+b:1:3"  # the best that is ready
+        slow.gates["b:0:3"].set()
+        assert runtime.wait(30)
+        assert runtime.topology == "b:0:3"  # the best there is, without being asked again
+        assert slow.order == ["a:0:3", "a:0:1+b:1:3", "b:0:3"]
+        assert float(runtime.diagnostics().values["all_ready_ms"]) > 0
+
+
+def test_a_runtime_that_is_closed_while_it_loads_stops_loading():
+    slow = SlowLoading()
+    slow.gates["a:0:3"].set()
+    runtime = Runtime(slow.deployment, wait=False)
+    runtime.close()
+    for gate in slow.gates.values():
+        gate.set()
+    assert runtime.wait(30)
+    assert "b:0:3" not in slow.order
+    with pytest.raises(RuntimeError, match="closed"):
+        runtime(IMAGE)
+
+
+def test_only_some_topologies_can_be_kept():
+    with Runtime(fake_deployment(COSTS), topologies=["b:0:3", "a:0:1+b:1:3"]) as runtime:
+        assert runtime.topologies == ("a:0:1+b:1:3", "b:0:3")
+        runtime.budget_ms = 1.5
+        assert runtime.infer(IMAGE).topology == "a:0:1+b:1:3"
+        assert not runtime.infer(IMAGE).feasible
+    for wrong in (["a:0:9"], []):
+        with pytest.raises(ValueError, match="is not resident in this deployment, which has a:0:3"):
+            Runtime(fake_deployment(COSTS), topologies=wrong)
+
+
+# --- images of other libraries --------------------------------------------------------------------
+
+
+class Lent:
+    """An array that another library holds, lent through DLPack."""
+
+    def __init__(self, array: np.ndarray, device: tuple[int, int] | None = None) -> None:
+        self.array = array
+        self.device = device
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device or self.array.__dlpack_device__()
+
+
+def test_host_memory_is_taken_as_it_is_whoever_holds_it():
+    seen: list[np.ndarray] = []
+
+    def run(name: str, images: np.ndarray) -> np.ndarray:
+        seen.append(images)
+        return np.zeros((1, 4), np.float32)
+
+    array = np.random.default_rng(0).normal(0, 0.3, (1, 1, 8, 8)).astype(np.float32)
+    with Runtime(fake_deployment(COSTS, run=run)) as runtime:
+        assert isinstance(runtime(torch.from_numpy(array)), torch.Tensor)
+        assert isinstance(runtime(Lent(array)), np.ndarray)
+        assert isinstance(runtime(array), np.ndarray)
+    for images in seen[-3:]:
+        assert np.shares_memory(images, array)
+
+
+def test_what_lies_on_no_device_of_ours_is_refused(runtime):
+    with pytest.raises(ValueError, match=r"in host memory or on a CUDA device, not on 8"):
+        runtime(Lent(IMAGE, device=(8, 0)))
+
+
+def test_a_tensor_of_another_device_is_refused_with_what_to_do(runtime):
+    class Elsewhere:
+        is_cuda = True
+        shape = (1, 1, 8, 8)
+        dtype = torch.float32
+        device = torch.device("cuda:0")
+
+        def detach(self) -> "Elsewhere":
+            return self
+
+    with pytest.raises(
+        ValueError, match=r"lies on cuda:0, and this deployment computes on the CPU"
+    ):
+        runtime(Elsewhere())

@@ -4,7 +4,7 @@ A backend is three functions: whether it works here, how a segment is compiled t
 compiled segments become topologies that can be called. `BACKENDS` has them by name.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -92,13 +92,23 @@ class Backend:
     variants: tuple[str, ...] = ("",)
     """Ways to compile, the fastest first: where one computes something else than eager, the next
     one is tried."""
+    files: "Callable[[Path, str], list[Path]]" = lambda folder, segment: sorted(
+        folder.glob(f"{segment}.*")
+    )
+    """The files of a compiled segment in a folder, those that it shares with others included."""
     shares_weights: bool = False
     """Whether all that is compiled uses the network's own tensors: then a segment that repeats
     another's atoms costs no second copy of their weights."""
 
 
-# In order of preference: the first one that is available for the device is the default.
-NAMES = ("openvino", "eager", "inductor")
+NAMES = ("openvino", "eager", "inductor", "cudagraph", "tensorrt")
+
+# In order of preference: the first that is available is the default, and the next ones are tried
+# where one fails. On a CPU AOTInductor compiles for minutes and is not faster than OpenVINO.
+PREFERENCE = {
+    "cpu": ("openvino", "eager", "inductor"),
+    "cuda": ("tensorrt", "inductor", "cudagraph", "eager"),
+}
 
 
 def backend(name: str | Backend, accelerator: str = "cpu") -> Backend:
@@ -110,10 +120,15 @@ def backend(name: str | Backend, accelerator: str = "cpu") -> Backend:
     if isinstance(name, Backend):
         return name
     if name == "auto":
-        found = (backend(candidate) for candidate in NAMES)
-        return next(b for b in found if accelerator in b.accelerators and b.unavailable() is None)
+        return next(available(accelerator))
     if name not in NAMES:
         raise ValueError(f"no backend {name!r}; there are {', '.join(NAMES)}")
     module = import_module(f".{name}", __name__)
-    found_backend: Backend = module.BACKEND
-    return found_backend
+    found: Backend = module.BACKEND
+    return found
+
+
+def available(accelerator: str) -> Iterator[Backend]:
+    """The backends that work here for an accelerator, in order of preference."""
+    found = (backend(name) for name in PREFERENCE[accelerator])
+    return (candidate for candidate in found if candidate.unavailable() is None)
