@@ -18,21 +18,22 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-import psutil
 from pages import result_path, table
 
 from edgestitch import Accuracy, Family, Runtime, __version__, backends, load_family
 from edgestitch.accuracy import accuracy_row
 from edgestitch.artifact import digest
 from edgestitch.catalog import shipped_network
-from edgestitch.device import detect
-from edgestitch.engine import compile_deployment, profile_network
+from edgestitch.cut import Cut, cut_topologies
+from edgestitch.deployment import compile_deployment
+from edgestitch.device import Device, detect, resolve
+from edgestitch.engine import profile_network
 from edgestitch.family import normalized_range
 from edgestitch.instruments import find_instruments
 from edgestitch.measure import MeasureSettings
 from edgestitch.network import StitchNetwork, build_network, load_network, save_network
 from edgestitch.profile import Profile
-from edgestitch.program import Cut, compile_segments, cut_topologies, example_images, load_program
+from edgestitch.program import compile_segments, example_images, load_program
 from edgestitch.schedule import Plan, candidates
 from edgestitch.timer import TimerSettings
 
@@ -42,68 +43,124 @@ MIB = 2**20
 # --- memory ------------------------------------------------------------------------------------
 
 
-def measure_memory(family: Family, backend: str, folder: Path) -> dict[str, float]:
-    """In a fresh process: MiB that it grows by when every topology is loaded and has run."""
-    command = [sys.executable, __file__, "--worker", family.name, backend, str(folder)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+def measure_memory(
+    family: Family, backend: str, folder: Path, device: str = "cpu", precision: str = "fp32"
+) -> dict[str, float]:
+    """In a fresh process: MiB that it grows by when every topology is loaded and has run.
+
+    Of a graphics card it is the card's memory that grows.
+
+    Raises:
+        RuntimeError: the process failed; the message is the last line that it wrote.
+    """
+    told = ["--worker", family.name, backend, str(folder), device, precision]
+    finished = subprocess.run(
+        [sys.executable, __file__, *told], capture_output=True, text=True, check=False
+    )
+    if finished.returncode:
+        raise RuntimeError((finished.stderr.strip().splitlines() or ["it was killed"])[-1])
     found: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
     return found
 
 
-def memory_worker(family_name: str, backend_name: str, folder: Path) -> None:
+def memory_worker(
+    family_name: str, backend_name: str, folder: Path, device_name: str, precision: str
+) -> None:
     """The process that is measured; prints one line of JSON."""
+    device = resolve(device_name)
     family, backend = load_family(family_name), backends.backend(backend_name)
     segments = cut_topologies(family, (t.name for t in family.topologies))
     images = example_images(family, 1)
     # The libraries first, with a network that is not the subject.
     toy = load_family("toy")
-    _warm(build_network(toy), backend, cut_topologies(toy, ["a:0:3"]))
-    before = _uss_mib()
+    _warm(build_network(toy), backend, cut_topologies(toy, ["a:0:3"]), device, precision)
+    before = _held_mib(device)
     program = load_program(
         segments,
         backend,
         folder,
         family,
         lambda: load_network(folder / "network.safetensors"),
-        detect(),
-        precision="fp32",
+        device,
+        precision=precision,
         batch=1,
     )
-    loaded = _uss_mib()
-    for run in program.runs.values():
+    runs = program.runs
+    loaded = _held_mib(device)
+    for run in runs.values():
         for _ in range(3):
             run(images)
-    print(json.dumps({"loaded_mib": loaded - before, "grown_mib": _uss_mib() - before}))
+    found = {"loaded_mib": loaded - before, "grown_mib": _held_mib(device) - before}
+    print(json.dumps({**found, "reserved_mib": _reserved_mib(device)}))
 
 
-def _warm(network: StitchNetwork, backend: backends.Backend, segments: Cut) -> None:
+def _warm(
+    network: StitchNetwork,
+    backend: backends.Backend,
+    segments: Cut,
+    device: Device,
+    precision: str,
+) -> None:
+    network = network.to(device.accelerator)
     with tempfile.TemporaryDirectory() as folder:
-        compile_segments(network, segments, backend, Path(folder))
+        compile_segments(network, segments, backend, Path(folder), precision=precision)
         program = load_program(
             segments,
             backend,
             Path(folder),
             network.family,
             lambda: network,
-            detect(),
-            precision="fp32",
+            device,
+            precision=precision,
             batch=1,
         )
         for run in program.runs.values():
             run(example_images(network.family, 1))
 
 
-def _uss_mib() -> float:
-    """Memory that only this process has, after all that can be given back was."""
+def _held_mib(device: Device) -> float:
+    """What the device's memory holds: of a graphics card all that is in use, else this process's."""
+    if device.accelerator == "cpu" or device.shares_memory:
+        return uss_mib()
+    import torch
+
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # what PyTorch keeps for later is not what the topologies need
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / MIB
+
+
+def _reserved_mib(device: Device) -> float:
+    """What PyTorch's allocator has of a GPU's memory; 0 on a CPU, where it has none."""
+    import torch
+
+    return torch.cuda.memory_reserved() / MIB if device.accelerator == "cuda" else 0.0
+
+
+def uss_mib() -> float:
+    """Memory that only this process has, after all that can be given back was; Linux."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return float(psutil.Process().memory_full_info().uss) / MIB
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    private = [line.split()[1] for line in lines if line.startswith(("Private_C", "Private_D"))]
+    return sum(map(float, private)) / 1024
+
+
+def network_of(family: str) -> StitchNetwork:
+    """The shipped network of that name, or that recipe's with the same random weights every time."""
+    shipped = shipped_network(family)
+    if shipped.is_file():
+        return load_network(shipped)
+    import torch
+
+    torch.manual_seed(0)
+    return build_network(load_family(family))
 
 
 def memory_rows(family_name: str, work: Path) -> list[list[str]]:
     family = load_family(family_name)
-    shipped = shipped_network(family_name)
-    network = load_network(shipped) if shipped.is_file() else build_network(family)
+    network = network_of(family_name)
     used = {atom for topology in family.topologies for atom in family.atoms(topology)}
     union = sum(p.numel() * 4 for atom in used for p in network.atoms[atom].parameters()) / MIB
     apart = sum(
@@ -113,7 +170,7 @@ def memory_rows(family_name: str, work: Path) -> list[list[str]]:
     rows = []
     for name in backends.NAMES:
         backend = backends.backend(name)
-        if (reason := backend.unavailable()) is not None:
+        if (reason := _left_out(backend)) is not None:
             rows.append([family_name, name, "not measured", reason, "", "", ""])
             continue
         folder = work / family_name / name
@@ -134,6 +191,12 @@ def memory_rows(family_name: str, work: Path) -> list[list[str]]:
     return rows
 
 
+def _left_out(backend: backends.Backend) -> str | None:
+    if "cpu" not in backend.accelerators:
+        return f"it computes on {', '.join(backend.accelerators)}"
+    return backend.unavailable()
+
+
 # --- switching ---------------------------------------------------------------------------------
 
 
@@ -145,10 +208,9 @@ def switch_row(
     family: str, backend: str, rounds: int, work: Path, log: Callable[[str], None]
 ) -> list[str]:
     """One table row: host cost of a switch, first inference after it over the steady state."""
-    shipped = shipped_network(family)
-    network = load_network(shipped) if shipped.is_file() else build_network(load_family(family))
+    network = network_of(family)
     names = DEIT if family == "deit-ti-s-b" else tuple(t.name for t in network.family.topologies)
-    accuracy = _no_accuracy(network, names)
+    accuracy = no_accuracy(network, names)
     instruments = find_instruments(detect(), energy=False)
     timer = TimerSettings(min_samples=20, precision=1.0, time_cap_s=20)
     settings = MeasureSettings(timer=timer, energy=None, compose=False)
@@ -162,10 +224,7 @@ def switch_row(
         settings,
         backend=backend,
     )
-    low, high = normalized_range(network.family)
-    random = np.random.default_rng(0)
-    shape = (64, 1, *network.family.input_shape)
-    frames = list(random.uniform(low, high, shape).astype(np.float32))
+    frames = random_frames(network.family, 64)
     with Runtime(deployment) as runtime:
         names = runtime.topologies
         host, budget, first, steady = _switch(runtime, names, frames, rounds, log)
@@ -186,7 +245,14 @@ def switch_row(
     ]
 
 
-def _no_accuracy(network: StitchNetwork, names: tuple[str, ...]) -> Accuracy:
+def random_frames(family: Family, number: int) -> list[np.ndarray]:
+    """Different images, each a batch of its own."""
+    low, high = normalized_range(family)
+    shape = (number, 1, *family.input_shape)
+    return list(np.random.default_rng(0).uniform(low, high, shape).astype(np.float32))
+
+
+def no_accuracy(network: StitchNetwork, names: tuple[str, ...]) -> Accuracy:
     """A deployment needs one; switching does not depend on it."""
     return Accuracy(
         family=network.family.name,
@@ -258,7 +324,8 @@ def _switch(
 
 def page(memory: list[list[str]], switches: list[list[str]], command: str) -> str:
     device = detect()
-    versions = {name: backends.backend(name).version() for name in backends.NAMES}
+    found = [backend for name in backends.NAMES if not _left_out(backend := backends.backend(name))]
+    versions = {backend.name: backend.version() for backend in found}
     lines = [
         "# What does it cost to keep every topology resident, and to switch?",
         "",
@@ -321,11 +388,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--families", default="deit-ti-s-b,fashion-vit")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        family, backend, folder = options.worker
-        memory_worker(family, backend, Path(folder))
+        family, backend, folder, device, precision = options.worker
+        memory_worker(family, backend, Path(folder), device, precision)
         return
     with tempfile.TemporaryDirectory(prefix="edgestitch-bench-") as name:
         work = Path(name)
@@ -333,7 +400,7 @@ def main() -> None:
             switch_row(family, backend, options.rounds, work, print)
             for family in options.families.split(",")
             for backend in backends.NAMES
-            if backends.backend(backend).unavailable() is None
+            if _left_out(backends.backend(backend)) is None
         ]
         memory = [row for f in options.families.split(",") for row in memory_rows(f, work)]
     given = f"python bench/resident.py --families {options.families} --rounds {options.rounds}"

@@ -798,7 +798,7 @@ def compile(  # noqa: A001 (the verb's name)
     from .device import resolve
 
     found = resolve(device)
-    from .deployment import compile_deployment
+    from .deploy import compile_deployment
     from .instruments import find_instruments
     from .report import format_ms
 

@@ -9,7 +9,8 @@ from .artifact import sha256
 from .backends import backend as find_backend
 from .catalog import shipped_accuracy, shipped_network
 from .data import preprocess, shipped_images
-from .deployment import Deployment, compile_deployment, open_deployment
+from .deploy import compile_deployment
+from .deployment import Deployment, open_deployment
 from .device import Device, detect
 from .engine import profile_network
 from .errors import ArtifactError, MismatchError

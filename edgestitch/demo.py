@@ -10,7 +10,8 @@ from .artifact import save
 from .catalog import shipped_complexity
 from .data import preprocess, shipped_images
 from .default import load_shipped
-from .deployment import Deployment, compile_deployment
+from .deploy import compile_deployment
+from .deployment import Deployment
 from .device import detect
 from .engine import profile_network
 from .instruments import find_instruments

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,8 +14,10 @@ from .cut import Cut
 from .device import Device
 from .errors import DeviceError
 from .family import Family, normalized_range
-from .network import StitchNetwork, structure
 from .progress import Progress, silent
+
+if TYPE_CHECKING:
+    from .network import StitchNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +46,14 @@ class Program:
         return {name: marked for name, marked in found.items() if marked}
 
 
-def atom_classes(network: StitchNetwork) -> dict[str, str]:
+def atom_classes(network: "StitchNetwork") -> dict[str, str]:
     """For each atom the first one of its anchor that computes the same thing.
 
     That is one of the same modules with the same options, weights of the same shapes and the same
     buffers: blocks of Swin that shift their windows have a mask, and the others do not.
     """
+    from .network import structure  # with timm, which takes seconds: not to run what is compiled
+
     first: dict[tuple[str, str], str] = {}
     return {
         name: first.setdefault((name.split(":")[0], structure(module)), name)
@@ -73,7 +78,7 @@ def require(backend: Backend, precision: str, device: Device) -> None:
 
 
 def compile_segments(
-    network: StitchNetwork,
+    network: "StitchNetwork",
     plan: Cut,
     backend: Backend,
     folder: Path,
@@ -122,7 +127,7 @@ def load_program(
     backend: Backend,
     folder: Path,
     family: Family,
-    network: Callable[[], StitchNetwork],
+    network: "Callable[[], StitchNetwork]",
     device: Device,
     *,
     precision: str,

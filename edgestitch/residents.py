@@ -55,12 +55,16 @@ class Residents:
         self.first_ready_ms = self._since_start_ms()
 
     def load_rest(self) -> None:
-        """Loads the others in a thread."""
-        threading.Thread(target=self._load_rest, name="edgestitch-loading", daemon=True).start()
+        """Loads the others in a thread.
+
+        No daemon: a process that ends in the middle of a backend's code would crash. It ends when the
+        topology that is being loaded is.
+        """
+        threading.Thread(target=self._load_rest, name="edgestitch-loading").start()
 
     def _load_rest(self) -> None:
         for name in self._topologies:
-            if self._stopped:
+            if self._stopped or not threading.main_thread().is_alive():
                 break
             if name not in self.ready and name not in self.failed and self._load(name):
                 self._changed()

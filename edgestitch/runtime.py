@@ -19,8 +19,8 @@ import numpy as np
 
 from .artifact import Value
 from .backends import Resident
-from .deployment import Deployment, require_fit, use_deployment
-from .errors import DeviceError, InfeasibleError
+from .deployment import Deployment, open_deployment, require_fit
+from .errors import DeviceError, InfeasibleError, MismatchError
 from .frames import Frames, like
 from .residents import Residents
 from .schedule import Budget, Candidate, Plan, choose
@@ -474,7 +474,14 @@ def _open(
         from .default import shipped_deployment
 
         return shipped_deployment()
-    return use_deployment(folder, rebuild=rebuild, whole=whole)
+    try:
+        return open_deployment(folder, whole=whole)
+    except (MismatchError, DeviceError):
+        if not rebuild:
+            raise
+    from .deploy import made_again  # what compiles takes seconds to import
+
+    return made_again(folder)
 
 
 def _kept(plan: Plan, topologies: Iterable[object] | None) -> Plan:

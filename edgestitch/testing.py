@@ -17,7 +17,8 @@ from .accuracy import Accuracy, accuracy_row
 from .backends import Backend, Compiled, Load, Request, Resident
 from .cut import cut_topologies
 from .data import toy_images as toy_images
-from .deployment import Attempt, Deployment, Manifest, Memory, compile_deployment
+from .deploy import compile_deployment
+from .deployment import Attempt, Deployment, Manifest, Memory
 from .device import detect
 from .engine import profile_network
 from .errors import CompileError

@@ -15,18 +15,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgestitch import ArtifactError, CompileError, InfeasibleError, MismatchError, plan
+from edgestitch import ArtifactError, CompileError, InfeasibleError, MismatchError, Runtime, plan
 from edgestitch.artifact import load, save
 from edgestitch.backends import Backend, Compiled, Load, Request, Resident, backend
-from edgestitch.deployment import (
-    MANIFEST,
-    SEGMENTS,
-    Manifest,
-    compile_deployment,
-    open_deployment,
-    require_fit,
-    use_deployment,
-)
+from edgestitch.deploy import compile_deployment, made_again
+from edgestitch.deployment import MANIFEST, SEGMENTS, Manifest, open_deployment, require_fit
 from edgestitch.device import detect
 from edgestitch.engine import profile_network
 from edgestitch.evaluate import evaluate
@@ -274,7 +267,7 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from edgestitch.backends import backend
-from edgestitch.deployment import compile_deployment
+from edgestitch.deploy import compile_deployment
 from edgestitch import plan
 from edgestitch.engine import profile_network
 from edgestitch.evaluate import evaluate
@@ -363,7 +356,7 @@ def moved_from(folder: Path, **change: object) -> None:
 def test_what_was_made_elsewhere_is_made_again_and_says_so(copied, change, caplog):
     moved_from(copied, **change)
     with caplog.at_level(logging.WARNING):
-        again = use_deployment(copied)
+        again = made_again(copied)
     assert "that is being done now" in caplog.text
     assert again.manifest.conditions.hardware == detect().hardware
     assert again.profile.conditions == again.manifest.conditions
@@ -375,7 +368,7 @@ def test_what_was_made_elsewhere_is_refused_where_it_must_not_be_made_again(copi
     moved_from(copied, hardware="Another CPU, 8 cores")
     before = (copied / MANIFEST).read_bytes()
     with pytest.raises(MismatchError, match="hardware is Another CPU"):
-        use_deployment(copied, rebuild=False)
+        Runtime(copied, rebuild=False)
     assert (copied / MANIFEST).read_bytes() == before
 
 
@@ -474,7 +467,7 @@ def compiled_within(out: Path, parts: tuple[Any, ...], memory_mib: float | None)
 
 
 def test_more_memory_buys_longer_segments(tmp_path, parts, monkeypatch):
-    monkeypatch.setattr("edgestitch.deployment.used_mib", lambda device: 0.0)
+    monkeypatch.setattr("edgestitch.deploy.used_mib", lambda device: 0.0)
     plain = compiled_within(tmp_path / "plain", parts, None)
     roomy = compiled_within(tmp_path / "roomy", parts, 100.0)
     assert all(len(chain) == 1 for chain in roomy.chains.values())
@@ -491,7 +484,7 @@ def test_a_backend_that_keeps_more_copies_is_divided_anew_or_refused(tmp_path, p
         taken[0] += 3.0
         return taken[0]
 
-    monkeypatch.setattr("edgestitch.deployment.used_mib", used)
+    monkeypatch.setattr("edgestitch.deploy.used_mib", used)
     with pytest.raises(InfeasibleError, match=r"2 MiB"):
         compiled_within(tmp_path / "d", parts, 2.0)
     assert not (tmp_path / "d").exists()

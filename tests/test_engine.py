@@ -14,7 +14,7 @@ from edgestitch import CompileError, DeviceError, MismatchError, backends, plan
 from edgestitch.artifact import load
 from edgestitch.backends import Resident, Run
 from edgestitch.cut import cut_topologies, part
-from edgestitch.deployment import compile_deployment
+from edgestitch.deploy import compile_deployment
 from edgestitch.device import detect
 from edgestitch.engine import build_program, check_program, profile_network
 from edgestitch.equality import TOLERANCE

@@ -1,6 +1,8 @@
 """The runtime: budgets that move while it runs, from any thread, and what it refuses."""
 
 import dataclasses
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -426,6 +428,26 @@ def test_a_runtime_that_is_closed_while_it_loads_stops_loading():
     assert "b:0:3" not in slow.order
     with pytest.raises(RuntimeError, match="closed"):
         runtime(IMAGE)
+
+
+def test_a_process_may_end_while_topologies_are_being_loaded():
+    script = """
+import dataclasses, time
+from edgestitch import Runtime
+from edgestitch.testing import fake_deployment
+fake = fake_deployment({"a:0:3": 1.0, "a:0:1+b:1:3": 2.0, "b:0:3": 4.0})
+def load(name, inner=fake.program.load):
+    time.sleep(0.3)
+    print(name, flush=True)
+    return inner(name)
+program = dataclasses.replace(fake.program, load=load)
+Runtime(dataclasses.replace(fake, program=program), wait=False)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.split() == ["a:0:3", "a:0:1+b:1:3"]
 
 
 def test_only_some_topologies_can_be_kept():

@@ -3,21 +3,26 @@
 import torch
 
 from . import Backend, Compiled, Load, Request
-from .chain import DTYPES, Step, chained, in_precision
+from .chain import DTYPES, Step, Steps, chained, in_precision, per_segment
 
 
-def _compile(request: Request) -> None:
-    """Nothing is compiled: `load` takes the modules from the network itself."""
+def nothing_to_compile(request: Request) -> None:
+    """Writes no file: `load` takes the modules from the network itself."""
 
 
-def _load(compiled: Compiled) -> Load:
+def modules(compiled: Compiled) -> Steps:
+    """Each segment as the network has it, on the device, in the precision."""
     device, dtype = torch.device(compiled.accelerator), DTYPES[compiled.precision]
     network = in_precision(compiled.network().eval(), device, dtype)
 
     def segment(name: str) -> Step:
         return network.chain(compiled.atoms[name])
 
-    return chained(segment, compiled)
+    return per_segment(segment, compiled)
+
+
+def _load(compiled: Compiled) -> Load:
+    return chained(modules(compiled), compiled)
 
 
 BACKEND = Backend(
@@ -25,7 +30,7 @@ BACKEND = Backend(
     accelerators=("cpu", "cuda"),
     precisions=tuple(DTYPES),
     unavailable=lambda: None,
-    compile=_compile,
+    compile=nothing_to_compile,
     load=_load,
     version=lambda: str(torch.__version__),
     shares_weights=True,

@@ -2,9 +2,11 @@
 
 A package holds no weights: it gets the addresses of the network's. So all that is compiled shares
 one copy of them, and segments that compute the same thing, as the blocks of an anchor, share one
-package, unless they have vectors so short that the compiler writes them into the code.
+package, unless they have vectors so short that the compiler writes them into the code. On CUDA each
+topology is captured into a graph, so that a call is one launch and not one for each kernel.
 """
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -19,21 +21,30 @@ from edgestitch.errors import CompileError
 from edgestitch.network import structure
 
 from . import Backend, Compiled, Load, Request
-from .chain import DTYPES, Step, chained, in_precision
+from .chain import DTYPES, Step, chained, in_precision, per_segment
+from .graphs import captured
 
 # torch._inductor.graph.GraphLowering.can_inline_constant
 MAX_INLINED = 8
 _COMPILERS = ("c++", "g++", "clang++")
 
 
-def _unavailable() -> str | None:
-    if os.environ.get("CXX") or any(map(shutil.which, _COMPILERS)):
-        return None
-    return "it takes a C++ compiler, and there is none; apt-get install g++"
+def missing(accelerator: str) -> str | None:
+    """What compiling lacks here and what to do about it; packages that exist run without it."""
+    if not os.environ.get("CXX") and not any(map(shutil.which, _COMPILERS)):
+        return "it takes a C++ compiler, and there is none; apt-get install g++"
+    if accelerator == "cuda" and importlib.util.find_spec("triton") is None:
+        return "it takes Triton for CUDA, which is not installed; pip install triton"
+    return None
 
 
 def _compile(request: Request) -> None:
     example, dtype = request.example, DTYPES[request.precision]
+    lacking = missing(example.device.type)
+    if lacking is not None:
+        raise CompileError(
+            f"inductor cannot compile {request.path.name}: {lacking}, or use another backend"
+        )
     # Numbered, not named: the names of its weights are then those of every segment like it.
     module = nn.Sequential(*request.module.children())
     shape = tuple(example.shape)
@@ -70,22 +81,33 @@ def _build(module: nn.Module, example: Tensor, package: Path, name: str) -> None
         raise CompileError(f"inductor cannot compile {name}: {reason}") from error
 
 
+def _files(folder: Path, segment: str) -> list[Path]:
+    """The name of its package and the package, which is other segments' as well."""
+    name = folder / f"{segment}.package"
+    return [name, folder / f"{name.read_text()}.pt2"] if name.exists() else []
+
+
 def _load(compiled: Compiled) -> Load:
     device, dtype = torch.device(compiled.accelerator), DTYPES[compiled.precision]
     network = in_precision(compiled.network().eval(), device, dtype)
 
     def segment(name: str) -> Step:
         module = nn.Sequential(*network.chain(compiled.atoms[name]).children())
-        return _bind(compiled.folder, name, module)
+        return _bind(compiled.folder, name, module, device)
 
-    return chained(segment, compiled)
+    steps = per_segment(segment, compiled)
+    return captured(steps, compiled) if device.type == "cuda" else chained(steps, compiled)
 
 
-def _bind(folder: Path, name: str, module: nn.Module) -> Step:
+def _bind(folder: Path, name: str, module: nn.Module, device: torch.device) -> Step:
     """A segment's package with the addresses of the module's tensors, which it keeps alive."""
     key = (folder / f"{name}.package").read_text()
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    model = torch._inductor.aoti_load_package(str(folder / f"{key}.pt2"))
+    # With threads in mind a package asks CUDA whether its last run has ended, which is an error if
+    # that run was captured. Captures and warm-ups come one at a time as it is.
+    model = torch._inductor.aoti_load_package(
+        str(folder / f"{key}.pt2"), run_single_threaded=device.type == "cuda"
+    )
     wanted = model.get_constant_fqns()
     unknown = [fqn for fqn in wanted if fqn not in tensors]
     if unknown:
@@ -107,9 +129,10 @@ BACKEND = Backend(
     name="inductor",
     accelerators=("cpu", "cuda"),
     precisions=tuple(DTYPES),
-    unavailable=_unavailable,
+    unavailable=lambda: None,
     compile=_compile,
     load=_load,
     version=lambda: str(torch.__version__),
+    files=_files,
     shares_weights=True,
 )
