@@ -16,7 +16,13 @@ import msgspec
 
 from . import __version__, load_accuracy, load_plan, load_profile
 from .artifact import save
-from .errors import ArtifactError, DeviceError, EdgestitchError, MismatchError
+from .errors import (
+    ArtifactError,
+    CompileError,
+    DeviceError,
+    EdgestitchError,
+    MismatchError,
+)
 from .progress import Progress, silent
 from .recipe import load_family, load_recipe
 
@@ -861,14 +867,23 @@ def compile(  # noqa: A001 (the verb's name)
     type=click.IntRange(1),
     help="Images that a program takes: always as many.",
 )
+@click.option(
+    "--tensorrt",
+    "precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="Build each as an engine of TensorRT-RTX too, to know that it converts; no GPU is needed.",
+)
 @json_option
-def export(network: str, topologies: str, out: Path, batch: int, as_json: bool) -> None:
+def export(
+    network: str, topologies: str, out: Path, batch: int, precision: str | None, as_json: bool
+) -> None:
     """Some topologies of NETWORK on their own, for other toolchains.
 
     The folder has one file with the weights that these topologies need, each once, which every verb
     takes for a NETWORK; a program of torch.export (.pt2) of each topology, of a fixed batch; and
     export.json, which says what goes in. Each program is compared with eager.
     """
+    from .export import conversions
     from .export import export as run
     from .report import format_count
 
@@ -876,8 +891,20 @@ def export(network: str, topologies: str, out: Path, batch: int, as_json: bool) 
     names = [name.strip() for name in topologies.split(",") if name.strip()]
     with _progress() as progress:
         result = run(loaded, names, out, batch=batch, progress=progress)
+        converted = (
+            conversions(loaded, names, precision=precision, batch=batch, progress=progress)
+            if precision
+            else {}
+        )
+    lacking = {name: one.unsupported for name, one in converted.items() if one.unsupported}
+    if lacking:
+        raise CompileError(
+            "TensorRT cannot convert "
+            + "; ".join(f"{name}: {', '.join(operators)}" for name, operators in lacking.items())
+            + f"; the programs in {out} are written, for other toolchains"
+        )
     if as_json:
-        return _print_json(result)
+        return _print_json({"export": result, "tensorrt": converted} if converted else result)
     rows = [
         [
             one.topology,
@@ -898,6 +925,21 @@ def export(network: str, topologies: str, out: Path, batch: int, as_json: bool) 
         f"network.safetensors: {format_count(part.params)} of {format_count(whole.params)} parameters, "
         f"{part.num_bytes / 1e6:.1f} of {whole.num_bytes / 1e6:.1f} MB"
     )
+    if converted:
+        _print_table(
+            f"engines of TensorRT-RTX, {precision}, built to be thrown away",
+            ["topology", "operators", "layers", "size", "versions"],
+            [
+                [
+                    name,
+                    str(one.ops),
+                    str(one.layers),
+                    f"{(one.engine_bytes or 0) / 1e6:.1f} MB",
+                    ", ".join(f"{package} {version}" for package, version in one.versions.items()),
+                ]
+                for name, one in converted.items()
+            ],
+        )
     print(f"wrote {out}")
     return None
 

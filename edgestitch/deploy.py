@@ -142,6 +142,7 @@ def compile_deployment(
     device = instruments.device
     chosen = find_backend(backend, device.accelerator)
     require(chosen, precision, device)
+    network.to(device.accelerator)
     failed: list[Attempt] = []
     for one, attempt in _ladder(chosen, precision, device.accelerator):
         try:

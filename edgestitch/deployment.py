@@ -24,7 +24,7 @@ import numpy as np
 
 from .accuracy import Accuracy
 from .artifact import Artifact, Value, load, load_tensors, read, sha256
-from .backends import Resident, Run
+from .backends import Backend, Resident, Run
 from .backends import backend as find_backend
 from .cut import Cut, largest_resident
 from .device import Device, detect, resolve
@@ -174,13 +174,12 @@ def open_deployment(folder: Path, *, whole: bool = True) -> Deployment:
         DeviceError: its backend does not work here.
     """
     manifest = load_manifest(folder)
-    large = (f"{SEGMENTS}/", NETWORK)
-    for name, expected in manifest.files.items():
-        if whole or not name.startswith(large):
-            _require_digest(folder / name, expected)
     conditions = manifest.conditions
-    device = _device(folder, conditions)
     backend = find_backend(conditions.backend)
+    for name, expected in manifest.files.items():
+        if not _compared_later(name, backend, whole):
+            _require_digest(folder / name, expected)
+    device = _device(folder, conditions)
     require(backend, conditions.precision, device)
     found = {
         "hardware": (conditions.hardware, device.hardware),
@@ -234,6 +233,13 @@ def require_fit(deployment: Deployment, topologies: tuple[str, ...]) -> None:
         )
 
 
+def _compared_later(name: str, backend: Backend, whole: bool) -> bool:
+    """Whether a file is compared with its digest when it is loaded, and not when all is opened."""
+    if name == NETWORK:
+        return backend.shares_weights or not whole
+    return name.startswith(f"{SEGMENTS}/") and not whole
+
+
 def load_manifest(folder: Path) -> Manifest:
     """What the deployment in a folder is made of."""
     if not (folder / MANIFEST).is_file():
@@ -251,8 +257,7 @@ def stored_network(folder: Path, manifest: Manifest) -> "StitchNetwork":
     """
     from .network import load_network  # with timm, which takes seconds and not every backend needs
 
-    _require_digest(folder / NETWORK, manifest.files[NETWORK])
-    return load_network(folder / NETWORK)
+    return load_network(folder / NETWORK, digest=manifest.network)
 
 
 def _require_digest(path: Path, expected: str) -> None:

@@ -48,6 +48,7 @@ def build_program(
     """Compiles topologies into a folder and loads them."""
     chosen = find_backend(backend, device.accelerator)
     require(chosen, precision, device)
+    network.to(device.accelerator)
     segments = cut_topologies(network.family, topologies)
     compile_segments(
         network, segments, chosen, folder, precision=precision, batch=batch, progress=progress
@@ -180,6 +181,7 @@ def network_source(
     names = topologies or tuple(t.name for t in network.topologies)
     chosen = find_backend(backend, device.accelerator)
     require(chosen, precision, device)
+    network.to(device.accelerator)
     with tempfile.TemporaryDirectory(prefix="edgestitch-") as folder:
         yield NetworkSource(
             stitched=network,

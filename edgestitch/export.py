@@ -16,6 +16,8 @@ from torch import nn
 
 from .artifact import Artifact, Value, save
 from .backends import Resident, Run
+from .backends.chain import DTYPES, in_precision
+from .backends.trt_compile import Conversion, build_without_gpu
 from .engine import check_program
 from .equality import Check
 from .errors import CompileError
@@ -120,6 +122,32 @@ def export(
         )
         save(result, folder / EXPORT)
     return result
+
+
+def conversions(
+    network: StitchNetwork,
+    topologies: Iterable[str],
+    *,
+    precision: str = "fp16",
+    batch: int = 1,
+    progress: Progress = silent,
+) -> dict[str, Conversion]:
+    """What TensorRT makes of each topology, found out on any machine, with a GPU or without.
+
+    Raises:
+        DeviceError: torch-tensorrt-rtx is not installed.
+        ValueError: the network lacks a topology.
+        CompileError: TensorRT refuses one for another reason than an operator without a converter.
+    """
+    names, dtype = tuple(topologies), DTYPES[precision]
+    shape = (batch, *network.family.input_shape)
+    found = {}
+    for done, name in enumerate(names):
+        progress("convert", done, len(names))
+        module = in_precision(network.assemble(name).eval(), torch.device("cpu"), dtype)
+        found[name] = build_without_gpu(module, torch.zeros(shape, dtype=dtype))
+    progress("convert", len(names), len(names))
+    return found
 
 
 def _exported(network: StitchNetwork, topology: str, folder: Path) -> Exported:

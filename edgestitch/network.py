@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -200,15 +201,22 @@ def save_network(network: StitchNetwork, path: Path, **provenance: str) -> str:
     return save_tensors(KIND, VERSION, metadata, network.tensors(), path)
 
 
-def load_network(path: str | Path, *, family: Family | None = None) -> StitchNetwork:
+def load_network(
+    path: str | Path, *, family: Family | None = None, digest: str | None = None
+) -> StitchNetwork:
     """The network in a file that `save_network` wrote, in evaluation mode on the CPU.
 
     Raises:
         ArtifactError: the file is missing, damaged, or holds other weights than its family needs.
-        ArtifactError: `family` is given and the file holds another one.
+        ArtifactError: `family`, or the weights' `digest`, is given and the file holds another one.
     """
     path = Path(path)
     metadata, tensors = load_tensors(KIND, VERSION, path)
+    if digest is not None and metadata["digest"] != digest:
+        raise ArtifactError(
+            f"{path} holds other weights ({metadata['digest'][:12]}) than were asked for "
+            f"({digest[:12]}); it was altered, or is another network's"
+        )
     found = _field("family", metadata.get("family", ""), Family, path)
     kept = _field("topologies", metadata.get("topologies", "[]"), tuple[str, ...], path)
     if family is not None and found.digest != family.digest:
@@ -217,7 +225,7 @@ def load_network(path: str | Path, *, family: Family | None = None) -> StitchNet
             f"{family.name} ({family.digest[:12]}) was asked for"
         )
     try:
-        with torch.random.fork_rng(devices=[]):  # the random weights are replaced: leave no trace
+        with _Unfilled():
             network = build_network(found)
         network = network.slice(kept) if kept else network
         network.load_state_dict({name: torch.from_numpy(t) for name, t in tensors.items()})
@@ -230,6 +238,22 @@ def load_network(path: str | Path, *, family: Family | None = None) -> StitchNet
             f"{tensors[wrong[0]].dtype}"
         )
     return _fresh(network)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves new weights as the memory was: the random ones would be replaced at once."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        kwargs = kwargs or {}
+        if func in _RANDOM or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+# `erfinv_` makes uniform numbers normal.
+_RANDOM = {torch.Tensor.uniform_, torch.Tensor.normal_, torch.Tensor.erfinv_}
 
 
 def _field(name: str, content: str, kind: type[T], path: Path) -> T:
@@ -254,6 +278,7 @@ def count(network: StitchNetwork) -> Complexity:
     ]
     for module, _ in fused:
         module.fused_attn = False
+    device = next(network.parameters()).device
     try:
         # Not inference mode: there torch would not take operators apart into those that are run.
         with torch.no_grad(), warnings.catch_warnings():
@@ -261,7 +286,7 @@ def count(network: StitchNetwork) -> Complexity:
             from fvcore.nn import FlopCountAnalysis
 
             for topology in network.topologies:
-                x = torch.zeros(1, *network.family.input_shape)
+                x = torch.zeros(1, *network.family.input_shape, device=device)
                 for name, atom in network.assemble(topology).named_children():
                     if name not in costs:
                         analysis = FlopCountAnalysis(atom, x)

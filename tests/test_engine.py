@@ -13,6 +13,7 @@ from timm.layers import DropPath  # type: ignore[attr-defined]
 from edgestitch import CompileError, DeviceError, MismatchError, backends, plan
 from edgestitch.artifact import load
 from edgestitch.backends import Resident, Run
+from edgestitch.backends.inductor import missing
 from edgestitch.cut import cut_topologies, part
 from edgestitch.deploy import compile_deployment
 from edgestitch.device import detect
@@ -36,7 +37,13 @@ from edgestitch.testing import (
 )
 from edgestitch.timer import Samples, Taken, TimerSettings
 
-AVAILABLE = [name for name in backends.NAMES if backends.backend(name).unavailable() is None]
+AVAILABLE = [
+    name
+    for name in backends.NAMES
+    if backends.backend(name).unavailable() is None
+    and "cpu" in backends.backend(name).accelerators
+    and not (name == "inductor" and missing("cpu"))
+]
 
 
 def here() -> Instruments:

@@ -12,13 +12,14 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgestitch import ArtifactError, CompileError, load_network
+from edgestitch import ArtifactError, CompileError, DeviceError, load_network
 from edgestitch import cli as command_line
 from edgestitch import export as exporting
 from edgestitch.artifact import load, load_tensors, read, save_tensors, sha256
+from edgestitch.backends.trt_compile import package
 from edgestitch.catalog import shipped_network
 from edgestitch.data import preprocess, shipped_images
-from edgestitch.export import EXPORT, NETWORK, Export, export
+from edgestitch.export import EXPORT, NETWORK, Export, conversions, export
 from edgestitch.family import Anchor, Family, Mode, Stitching
 from edgestitch.network import KIND, VERSION, StitchNetwork, build_network, save_network
 from edgestitch.program import example_images
@@ -294,3 +295,22 @@ def test_the_verb_writes_an_export_and_says_how_large_it_is(toy_network, tmp_pat
     assert result.input_shape[0] == 2
     assert "a:0:2+b:1:3.pt2" in done.output
     assert " parameters, 0." in done.output
+
+
+@pytest.mark.skipif(package() != "tensorrt_rtx", reason="torch-tensorrt-rtx is not installed")
+def test_topologies_are_found_to_convert_to_tensorrt_without_a_gpu(toy_network):
+    names = ("a:0:3", "a:0:1+b:1:3")
+    before = toy_network.digest
+    found = conversions(toy_network, names)
+    assert list(found) == list(names)
+    for conversion in found.values():
+        assert conversion.supported == conversion.ops > 0
+        assert (conversion.unsupported, conversion.engines) == ((), 1)
+        assert conversion.engine_bytes
+    assert toy_network.digest == before
+
+
+@pytest.mark.skipif(package() == "tensorrt_rtx", reason="torch-tensorrt-rtx is installed")
+def test_without_tensorrt_what_to_install_is_said(toy_network):
+    with pytest.raises(DeviceError, match=r"pip install 'edgestitch\[tensorrt-rtx\]'"):
+        conversions(toy_network, ["a:0:3"])
