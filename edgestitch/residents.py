@@ -66,7 +66,8 @@ class Residents:
         for name in self._topologies:
             if self._stopped or not threading.main_thread().is_alive():
                 break
-            if name not in self.ready and name not in self.failed and self._load(name):
+            if name not in self.ready and name not in self.failed:
+                self._load(name)
                 self._changed()
         with self._change:
             self.all_ready_ms = self._since_start_ms()

@@ -311,7 +311,8 @@ class Runtime:
 
         An image is a NumPy array, a torch tensor, or any array that can be lent through DLPack or
         CUDA's array interface; where it lies in the memory that the network needs, it is not copied
-        on the way. One on the GPU must be finished in its stream; its logits are a torch tensor there.
+        on the way. One on the GPU is waited for in the stream that is current; its logits are a torch
+        tensor there.
 
         Raises:
             ValueError: wrong shape, type, range or device, or not-a-number; the message has both sides.
