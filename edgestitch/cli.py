@@ -758,7 +758,13 @@ def schedule(
 @device_option
 @backend_option
 @precision_option
-@batch_option
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(1),
+    help="Images of a call; the first one is what PLAN is about, others may follow.  [default: 1]",
+)
 @time_cap_option
 @min_samples_option
 @click.option(
@@ -787,7 +793,7 @@ def compile(  # noqa: A001 (the verb's name)
     device: str,
     backend: str,
     precision: str,
-    batch: int,
+    batches: tuple[int, ...],
     time_cap_s: float,
     min_samples: int,
     energy: bool,
@@ -824,7 +830,8 @@ def compile(  # noqa: A001 (the verb's name)
             _settings(time_cap_s, min_samples, energy),
             backend=backend,
             precision=precision,
-            batch=batch,
+            batch=batches[0] if batches else 1,
+            other_batches=batches[1:],
             from_estimate=from_estimate,
             memory_mib=memory_mib,
             fallback=fallback,

@@ -3,7 +3,7 @@
 import fcntl
 import gc
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -29,6 +29,7 @@ from .deployment import (
     Deployment,
     Manifest,
     Memory,
+    batch_folder,
     load_manifest,
     open_deployment,
     stored_network,
@@ -65,7 +66,10 @@ class _Order:
     instruments: Instruments
     settings: MeasureSettings
     batch: int
+    other_batches: tuple[int, ...]
     images: np.ndarray
+    kept_at: Path
+    """Beside it lies what is compiled, until the deployment is whole."""
     memory_mib: float | None
     progress: Progress
 
@@ -89,6 +93,7 @@ def compile_deployment(
     backend: str | Backend = "auto",
     precision: str = "fp32",
     batch: int = 1,
+    other_batches: Sequence[int] = (),
     images: np.ndarray | None = None,
     from_estimate: bool = False,
     fallback: bool = True,
@@ -101,6 +106,9 @@ def compile_deployment(
     given). Where one cannot be compiled, or is beyond the tolerance, the backend's next variant is
     tried, then wider precisions, then other backends; without `fallback` it is an error. Then each
     is measured as it is deployed, and the plan in the deployment has those costs.
+
+    Images come `batch` at a time, which is what the plan is about, or as many as one of
+    `other_batches`, for which the same topologies are compiled and measured too.
 
     Every weight is compiled once. With `memory_mib`, segments that save borders at the price of
     second copies are compiled as far as all that is resident fits in it.
@@ -125,8 +133,12 @@ def compile_deployment(
             "measured ones; profile on the device and plan again, or insist with --from-estimate"
         )
     accuracy.check("network", network.family.name, weights)
+    others = tuple(dict.fromkeys(other for other in other_batches if other != batch))
+    most = max(batch, *others) if others else batch
     if images is None:
-        images = example_images(network.family, 8 * batch, seed=1)
+        images = example_images(network.family, 8 * most, seed=1)
+    elif len(images) < most:
+        raise ValueError(f"comparing batches of {most} takes as many images, not {len(images)}")
     order = _Order(
         network=network,
         plan=plan,
@@ -135,7 +147,9 @@ def compile_deployment(
         instruments=instruments,
         settings=msgspec.structs.replace(settings or MeasureSettings(), compose=False),
         batch=batch,
+        other_batches=others,
         images=images,
+        kept_at=out,
         memory_mib=memory_mib,
         progress=progress,
     )
@@ -214,7 +228,7 @@ def _attempt(
     )
     key = _key(order, backend, attempt, segments)
     with (
-        store(order.out, backend, key) as kept,
+        store(order.kept_at, backend, key) as kept,
         replacing_folder(order.out, MANIFEST, "deployment") as folder,
     ):
         compile_segments(
@@ -251,11 +265,14 @@ def _attempt(
         _require_budget(order, memory)
         source = LoadedSource(family, order.weights, segments.chains, program)
         profile, samples = measure(source, order.instruments, order.settings, progress=progress)
-        save_network(order.network, folder / NETWORK)
+        if order.out == order.kept_at:  # one for another batch size is inside this one
+            save_network(order.network, folder / NETWORK)
         save(order.accuracy, folder / "accuracy.json")
         save_profile(profile, samples, folder / "profile.json")
         save(with_costs(order.plan, profile, order.accuracy), folder / "plan.json")
         _save_selftest(order, folder / SELFTEST)
+        for other in order.other_batches:
+            _attempt(_for_batch(order, other, folder), backend, attempt, [], copies)
         manifest = Manifest(
             family=family,
             network=order.weights,
@@ -265,13 +282,26 @@ def _attempt(
             checks=checks,
             attempts=(*failed, attempt),
             memory=memory,
+            other_batches=order.other_batches,
             segment_files={name: tuple(files) for name, files in kept.files.items()},
             files=digests(folder),
         )
         save(manifest, folder / MANIFEST)
         # Opened before it takes its place: there another process may put its own at any moment.
         deployment = open_deployment(folder)
-    return replace(deployment, folder=order.out)
+    return deployment.moved(order.out)
+
+
+def _for_batch(order: _Order, batch: int, folder: Path) -> _Order:
+    """The same for another batch size, inside the folder of the main one."""
+    name = batch_folder(batch)
+    return replace(
+        order,
+        batch=batch,
+        other_batches=(),
+        out=folder / name,
+        kept_at=order.kept_at.with_name(f"{order.kept_at.name}.{name}"),
+    )
 
 
 def _cut(order: _Order, backend: Backend, precision: str, copies: float) -> Cut:
@@ -380,9 +410,17 @@ def _rebuild(folder: Path, progress: Progress) -> Deployment:
         backend=chosen,
         precision=asked.precision if asked.precision in chosen.precisions else "fp32",
         batch=conditions.batch,
-        images=load_tensors(SELFTEST_KIND, 1, folder / SELFTEST)[1]["images"],
+        other_batches=manifest.other_batches,
+        images=_stored_images(folder, manifest),
         progress=progress,
     )
+
+
+def _stored_images(folder: Path, manifest: Manifest) -> np.ndarray:
+    """Of the largest batch that there is."""
+    folders = [folder, *(folder / batch_folder(batch) for batch in manifest.other_batches)]
+    stored = [load_tensors(SELFTEST_KIND, 1, one / SELFTEST)[1]["images"] for one in folders]
+    return max(stored, key=len)
 
 
 @contextmanager

@@ -13,9 +13,10 @@ What is compiled is a cache: on another machine, or under another version of its
 again from the network, never loaded.
 """
 
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -90,6 +91,8 @@ class Manifest(Artifact, frozen=True, kw_only=True):
     attempts: tuple[Attempt, ...]
     """What was tried, in order; the last one is deployed."""
     memory: Memory
+    other_batches: tuple[int, ...] = ()
+    """Batch sizes that there are deployments for in folders of this one's."""
     segment_files: dict[str, tuple[str, ...]]
     """Of each segment, in the folder `segments`."""
     files: dict[str, str]
@@ -108,6 +111,8 @@ class Deployment:
     program: Program
     selftest: Mapping[str, np.ndarray] = field(default_factory=dict)
     """`images` [batch, C, H, W] and, by topology, what eager says of them."""
+    others: tuple["Deployment", ...] = ()
+    """The same topologies for other batch sizes, on the same weights."""
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
@@ -154,6 +159,11 @@ class Deployment:
     def _network(self) -> "StitchNetwork":
         return stored_network(self.folder, self.manifest).eval()
 
+    def moved(self, folder: Path) -> "Deployment":
+        """The same after its folder was renamed."""
+        others = tuple(one.moved(folder / one.folder.name) for one in self.others)
+        return replace(self, folder=folder, others=others)
+
     def _require_whole(self, name: str) -> None:
         expected = self.manifest.files.get(name)
         if expected is not None:
@@ -163,10 +173,16 @@ class Deployment:
 # --- opening ---------------------------------------------------------------------------------------
 
 
-def open_deployment(folder: Path, *, whole: bool = True) -> Deployment:
+def open_deployment(
+    folder: Path,
+    *,
+    whole: bool = True,
+    network: "Callable[[], StitchNetwork] | None" = None,
+) -> Deployment:
     """The deployment in a folder, its topologies ready to be loaded.
 
     Every file is compared with its digest; without `whole` those of a topology when it is loaded.
+    `network` gives the weights in place of the deployment's own file, for several that share them.
 
     Raises:
         ArtifactError: there is none, or a file in it is missing or altered.
@@ -191,12 +207,13 @@ def open_deployment(folder: Path, *, whole: bool = True) -> Deployment:
     for what, (made_with, here) in found.items():
         if made_with not in (None, here):
             raise MismatchError(_elsewhere(folder, what, made_with, here))
+    network = network or _kept_alive(folder, manifest, device)
     program = load_program(
         Cut(atoms=manifest.segments, chains=manifest.chains),
         backend,
         folder / SEGMENTS,
         manifest.family,
-        lambda: stored_network(folder, manifest),
+        network,
         device,
         precision=conditions.precision,
         batch=conditions.batch,
@@ -209,25 +226,59 @@ def open_deployment(folder: Path, *, whole: bool = True) -> Deployment:
         accuracy=load(Accuracy, folder / "accuracy.json"),
         program=program,
         selftest=load_tensors(SELFTEST_KIND, 1, folder / SELFTEST)[1],
+        others=tuple(
+            open_deployment(folder / batch_folder(batch), whole=whole, network=network)
+            for batch in manifest.other_batches
+        ),
     )
 
 
-def require_fit(deployment: Deployment, topologies: tuple[str, ...]) -> None:
-    """Raises unless topologies of a deployment fit into the memory that is left.
+def batch_folder(batch: int) -> str:
+    """Where the deployment for another batch size lies in the main one's folder."""
+    return f"batch-{batch}"
+
+
+def _kept_alive(folder: Path, manifest: Manifest, device: Device) -> "Callable[[], StitchNetwork]":
+    """The network in the precision of the deployment, on its device: the same one as long as it is used."""
+    alive: list[weakref.ref[StitchNetwork]] = []
+
+    def network() -> "StitchNetwork":
+        found = alive[0]() if alive else None
+        if found is None:
+            import torch
+
+            from .backends.chain import DTYPES, in_precision
+
+            dtype, where = DTYPES[manifest.conditions.precision], torch.device(device.accelerator)
+            found = in_precision(stored_network(folder, manifest), where, dtype)
+            alive[:] = [weakref.ref(found)]
+        return found
+
+    return network
+
+
+def require_fit(wanted: Sequence[tuple[Deployment, tuple[str, ...]]]) -> None:
+    """Raises unless topologies of deployments fit together into the memory that is left.
 
     Raises:
         InfeasibleError: with both numbers, and the largest set that would fit.
     """
-    manifest = deployment.manifest
-    device = resolve(manifest.conditions.device)
-    sizes = manifest.memory.segments_mib
-    chains = {name: manifest.chains[name] for name in topologies}
-    needed = sum(sizes[segment] for segment in {s for chain in chains.values() for s in chain})
+    sizes: dict[str, float] = {}
+    chains: dict[str, list[str]] = {}
+    for number, (deployment, topologies) in enumerate(wanted):
+        manifest = deployment.manifest
+        sizes |= {f"{number} {name}": mib for name, mib in manifest.memory.segments_mib.items()}
+        for topology in topologies:
+            parts = [f"{number} {segment}" for segment in manifest.chains[topology]]
+            chains.setdefault(topology, []).extend(parts)
+    needed = sum(sizes[part] for part in {part for chain in chains.values() for part in chain})
+    device = resolve(wanted[0][0].manifest.conditions.device)
     left = available_mib(device)
     if needed > left:
-        largest = largest_resident(chains, sizes, memory_mib=left, safety=topologies[0])
+        safety = wanted[0][1][0]
+        largest = largest_resident(chains, sizes, memory_mib=left, safety=safety)
         raise InfeasibleError(
-            f"keeping {len(topologies)} topologies resident takes {needed:.1f} MiB, and "
+            f"keeping {len(chains)} topologies resident takes {needed:.1f} MiB, and "
             f"{device.name} has {left:.1f} MiB left; the largest set that fits takes "
             f"{largest.memory_mib:.1f} MiB: Runtime(topologies={list(largest.topologies)})"
         )
@@ -257,7 +308,11 @@ def stored_network(folder: Path, manifest: Manifest) -> "StitchNetwork":
     """
     from .network import load_network  # with timm, which takes seconds and not every backend needs
 
-    return load_network(folder / NETWORK, digest=manifest.network)
+    path = folder / NETWORK
+    # One for another batch size is inside the one that has the weights.
+    return load_network(
+        path if path.is_file() else folder.parent / NETWORK, digest=manifest.network
+    )
 
 
 def _require_digest(path: Path, expected: str) -> None:

@@ -30,15 +30,16 @@ class Frames:
         slack = (high - low) / 2
         return cls(shape=shape, low=low - slack, high=high + slack)
 
-    def entered(self, image: Any, accelerator: str) -> "np.ndarray | torch.Tensor":
-        """The image as what a topology takes: host memory as an array, a GPU's as a tensor.
+    def checked(
+        self, values: "np.ndarray | torch.Tensor", accelerator: str
+    ) -> "np.ndarray | torch.Tensor":
+        """An image that is `viewed`, as a topology takes it.
 
-        What lies on the GPU stays there; its values are not looked at, since that would stall it.
+        The values of one on a GPU are not looked at, since that would stall it.
 
         Raises:
             ValueError: wrong shape, type, range or device, or not-a-number; the message has both sides.
         """
-        values = _viewed(image)
         if isinstance(values, np.ndarray):
             self._require_form(values.shape, str(values.dtype))
             self._require_range(values)
@@ -48,11 +49,14 @@ class Frames:
         return values.contiguous()
 
     def _require_form(self, shape: tuple[int, ...], dtype: str) -> None:
-        if shape != self.shape or dtype != "float32":
-            raise ValueError(
-                f"the network takes float32 {list(self.shape)}, got {dtype} {list(shape)}; "
-                "edgestitch.data.preprocess makes it from uint8 images"
-            )
+        if shape == self.shape and dtype == "float32":
+            return
+        advice = "edgestitch.data.preprocess makes it from uint8 images"
+        if dtype == "float32" and shape[1:] == self.shape[1:]:
+            advice = f"edgestitch compile --batch {shape[0]} makes a deployment for that many"
+        raise ValueError(
+            f"the network takes float32 {list(self.shape)}, got {dtype} {list(shape)}; {advice}"
+        )
 
     def _require_range(self, array: np.ndarray) -> None:
         low, high = array.min(), array.max()
@@ -65,8 +69,12 @@ class Frames:
             )
 
 
-def _viewed(image: Any) -> "np.ndarray | torch.Tensor":
-    """The image's own memory as an array, or where it lies on a GPU as a tensor."""
+def viewed(image: Any) -> "np.ndarray | torch.Tensor":
+    """The image's own memory as an array, or where it lies on a GPU as a tensor.
+
+    Raises:
+        ValueError: it is no array of any kind that is known.
+    """
     if isinstance(image, np.ndarray):
         return image
     if hasattr(image, "detach"):

@@ -12,18 +12,18 @@ from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import msgspec
 import numpy as np
 
 from .artifact import Value
-from .backends import Resident
 from .deployment import Deployment, open_deployment, require_fit
-from .errors import DeviceError, InfeasibleError, MismatchError
-from .frames import Frames, like
+from .errors import DeviceError, MismatchError
+from .frames import like, viewed
+from .lane import Lane
 from .residents import Residents
-from .schedule import Budget, Candidate, Plan, choose
+from .schedule import Budget
 
 if TYPE_CHECKING:
     import torch
@@ -57,21 +57,6 @@ class Result(Value, frozen=True, kw_only=True):
     """Whether the plan has a topology for the budgets; if not, the fastest one ran."""
 
 
-class _Active(NamedTuple):
-    """A topology and how to run it."""
-
-    candidate: Candidate
-    resident: Resident
-    feasible: bool
-
-
-class _State(NamedTuple):
-    """What the next call goes by; replaced as a whole, so that readers need no lock."""
-
-    active: _Active
-    budget: Budget
-
-
 class Runtime:
     """A deployment in memory; calls run the best topology under the budgets of the moment.
 
@@ -80,7 +65,8 @@ class Runtime:
     most accurate topology runs. A budget that cannot be met runs the fastest topology and the
     result says so; with `strict` it raises `InfeasibleError`.
 
-    All methods may be called from several threads; inferences run one at a time.
+    A deployment may be made for several batch sizes; each image runs the topology that is the best for
+    its own. All methods may be called from several threads; inferences run one at a time.
 
     A topology that fails, while it is loaded or while it runs, is left out from then on: another one
     answers in its place, at last eager PyTorch on the CPU.
@@ -117,64 +103,41 @@ class Runtime:
     ) -> None:
         budget = Budget(latency_ms=budget_ms, power_w=budget_w, energy_mj=budget_mj)
         self._deployment = _open(deployment, rebuild=rebuild, whole=wait)
-        self._strict = strict
+        self._require_measured(budget)
         self._closed = False
         self._inference = threading.Lock()
         self._control = threading.Lock()
-        self._pinned: _Active | None = None  # written alone: a switch costs one attribute
-        self._pins: dict[str, _Active] = {}
         # Not the inference's lock, so that diagnostics never wait for an inference.
         self._counting = threading.Lock()
         self._history: deque[bool] = deque(maxlen=HISTORY)
         self._frames = 0
         self._misses = 0
         self._last_ms: float | None = None
-        self._shape = self._deployment.input_shape
-        self._expected = Frames.of(self._deployment.manifest.family, self._shape)
-        device = self._deployment.manifest.conditions.device
-        self._accelerator = "cpu" if device == "cpu" else "cuda"
-        self._kept = _kept(self._deployment.plan, topologies)
-        self._plan = self._kept
-        require_fit(self._deployment, self.topologies)
-        self._residents = Residents(
-            self._deployment,
-            self.topologies,
-            self._inference,
-            self._refresh,
-        )
-        self._residents.load_first()
-        self._state = _State(self._safety(), Budget())
-        self._refresh()
+        conditions = self._deployment.manifest.conditions
+        self._accelerator = "cpu" if conditions.device == "cpu" else "cuda"
+        self._lanes = {
+            one.input_shape[0]: Lane(one, topologies, self._inference, strict=strict)
+            for one in (self._deployment, *self._deployment.others)
+        }
+        self._lane = next(iter(self._lanes.values()))
+        require_fit([(lane.deployment, lane.topologies) for lane in self._lanes.values()])
+        for lane in self._lanes.values():
+            lane.load_first(Budget())
         self._set(budget)
-        self._residents.load_rest()
+        for lane in self._lanes.values():
+            lane.residents.load_rest()
         if wait:
             self.wait()
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Waits until every topology is ready, or has failed; whether that is so."""
-        return self._residents.wait(timeout_s)
-
-    def _refresh(self) -> None:
-        """Goes by what is ready now."""
-        with self._control:
-            ready, failed = self._residents.ready, self._residents.failed
-            left = tuple(
-                c for c in self._kept.resident if c.topology in ready or c.topology not in failed
-            )
-            self._plan = msgspec.structs.replace(self._kept, resident=left)
-            if self._pinned and self._pinned.candidate.topology not in self._residents.ready:
-                self._pinned = None
-            budget = self._state.budget
-            try:
-                self._state = _State(self._best(budget), budget)
-            except InfeasibleError:  # it was feasible until something failed
-                self._state = _State(self._safety(), budget)
+        return all(lane.residents.wait(timeout_s) for lane in self._lanes.values())
 
     # --- budgets ------------------------------------------------------------------------------
 
     @property
     def budget(self) -> Budget:
-        return self._state.budget
+        return self._lane.budget
 
     @property
     def budget_ms(self) -> float | None:
@@ -207,8 +170,10 @@ class Runtime:
     def _set(self, budget: Budget) -> None:
         """Makes a budget the current one, or raises and leaves the last one in force."""
         self._require_measured(budget)
-        self._state = _State(self._best(budget), budget)
-        self._pinned = None
+        for lane in self._lanes.values():
+            lane.best(budget)  # raises before any of them is changed
+        for lane in self._lanes.values():
+            lane.budget = budget
 
     def _require_measured(self, budget: Budget) -> None:
         if budget.energy_mj is None and budget.power_w is None:
@@ -220,48 +185,17 @@ class Runtime:
                 f"lacks: {profile.energy_reason}; use a latency budget, or profile with a meter"
             )
 
-    def _best(self, budget: Budget) -> _Active:
-        try:
-            wanted = self._plan.choose(budget)
-        except InfeasibleError:
-            if self._strict:
-                raise
-            return self._safety()
-        resident = self._residents.ready.get(wanted.topology)
-        return _Active(wanted, resident, True) if resident else self._stand_in(budget)
-
-    def _stand_in(self, budget: Budget) -> _Active:
-        """The best that is ready, while what the plan has for a budget is being loaded."""
-        ready = dict(self._residents.ready)
-        try:
-            found = choose((c for c in self._plan.resident if c.topology in ready), budget)
-        except InfeasibleError:
-            return self._safety()
-        return _Active(found, ready[found.topology], True)
-
-    def _safety(self) -> _Active:
-        """The fastest one that is ready, for when nothing fits."""
-        ready = dict(self._residents.ready)
-        if not ready:
-            raise RuntimeError("this Runtime is closed; open a new one")
-        found = next(c for c in self._kept.resident if c.topology in ready)
-        return _Active(found, ready[found.topology], False)
-
     # --- topologies ---------------------------------------------------------------------------
 
     @property
     def topologies(self) -> tuple[str, ...]:
         """The resident topologies, fastest first; those that failed are left out."""
-        return tuple(candidate.topology for candidate in self._plan.resident)
+        return self._lane.topologies
 
     @property
     def topology(self) -> str:
         """The one that the next call runs."""
-        return self._next.candidate.topology
-
-    @property
-    def _next(self) -> _Active:
-        return self._pinned or self._state.active
+        return self._lane.active.candidate.topology
 
     def switch(self, topology: object) -> None:
         """Pins a resident topology, by value or name, until a budget is set.
@@ -271,23 +205,19 @@ class Runtime:
         Raises:
             ValueError: it is not resident, or has failed.
         """
-        active = self._pins.get(str(topology)) or self._pin(str(topology))
-        self._pinned = active
-
-    def _pin(self, topology: str) -> _Active:
-        candidate = next((c for c in self._plan.resident if c.topology == topology), None)
-        if candidate is None or not self._residents.wait_for(topology):
-            failure = self._residents.failed.get(topology)
-            why = f"failed ({failure})" if failure else "is not resident"
-            raise ValueError(f"{topology} {why}; resident are {', '.join(self.topologies)}")
-        active = _Active(candidate, self._residents.ready[topology], True)
-        self._pins[topology] = active
-        return active
+        name = str(topology)
+        for lane in self._lanes.values():
+            lane.switch(name)
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:
-        """What a call takes: batch, channels, height, width."""
-        return self._shape
+        """What a call takes: batch, channels, height, width; `batches` has the other batch sizes."""
+        return self._deployment.input_shape
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """How many images a call takes; the first one is what the plan is about."""
+        return tuple(self._lanes)
 
     @property
     def input_dtype(self) -> "np.dtype[np.float32]":
@@ -330,20 +260,20 @@ class Runtime:
         for this call in place of the runtime's own `budget_ms`.
         """
         start = time.monotonic_ns()
-        values = self._expected.entered(image, self._accelerator)
+        values = viewed(image)
+        lane = self._lanes.get(values.shape[0] if values.shape else 0, self._lane)
+        values = lane.frames.checked(values, self._accelerator)
         with self._inference:
             if self._closed:
                 raise RuntimeError("this Runtime is closed; open a new one")
-            current, budget = self._state
-            active, limit = self._pinned or current, budget.latency_ms
+            active, limit = lane.active, lane.budget.latency_ms
             if deadline_ns is not None:
                 limit = (deadline_ns - start) / 1e6
-                left = (deadline_ns - time.monotonic_ns()) / 1e6
-                active = self._within(left, budget)
+                active = lane.within((deadline_ns - time.monotonic_ns()) / 1e6)
             elif budget_ms is not None:
                 limit = budget_ms
-                active = self._best(msgspec.structs.replace(budget, latency_ms=budget_ms))
-            active, logits = self._run(active, values)
+                active = lane.best(msgspec.structs.replace(lane.budget, latency_ms=budget_ms))
+            active, logits = lane.run(active, values)
             latency_ms = (time.monotonic_ns() - start) / 1e6
             met = None if limit is None else latency_ms <= limit
             self._record(latency_ms, met)
@@ -356,30 +286,6 @@ class Runtime:
             margin_ms=None if limit is None else limit - latency_ms,
             feasible=active.feasible,
         )
-
-    def _run(self, active: _Active, values: Any) -> tuple[_Active, Any]:
-        """The logits, and the topology that they are of: the next one where one fails."""
-        while True:
-            try:
-                return active, _logits(active.resident, values)
-            except Exception as error:  # of a driver, an engine, an allocator: all mean the same
-                active = self._instead_of(active.candidate.topology, error)
-
-    def _instead_of(self, topology: str, error: Exception) -> _Active:
-        """What runs from now on, since a topology has failed."""
-        self._pins.pop(topology, None)
-        self._residents.fail(topology, error)
-        if not self._residents.ready:
-            self._residents.fall_back()
-        self._refresh()
-        return self._safety()
-
-    def _within(self, latency_ms: float, budget: Budget) -> _Active:
-        if latency_ms <= 0:  # already late
-            if self._strict:
-                raise InfeasibleError(f"the deadline passed {-latency_ms:.3g} ms ago")
-            return self._safety()
-        return self._best(msgspec.structs.replace(budget, latency_ms=latency_ms))
 
     def _record(self, latency_ms: float, met: bool | None) -> None:
         with self._counting:
@@ -397,17 +303,20 @@ class Runtime:
         WARN if the budget cannot be met, more than 1 % was late, or a topology has failed; ERROR if
         all that was compiled has.
         """
-        active, budget, closed = self._next, self._state.budget, self._closed
+        active, budget, closed = self._lane.active, self._lane.budget, self._closed
         with self._counting:
             history, last_ms = list(self._history), self._last_ms
             frames, misses = self._frames, self._misses
         late = history.count(False) / len(history) if history else 0.0
-        residents = self._residents
-        failure = "; ".join(f"{name} ({why})" for name, why in residents.failed.items())
+        all_residents = [lane.residents for lane in self._lanes.values()]
+        failed = {
+            name: why for residents in all_residents for name, why in residents.failed.items()
+        }
+        failure = "; ".join(f"{name} ({why})" for name, why in failed.items())
         level: Literal["OK", "WARN", "ERROR"]
         if closed:
             level, message = "ERROR", "closed"
-        elif residents.eager:
+        elif any(residents.eager for residents in all_residents):
             level = "ERROR"
             message = f"everything compiled has failed, eager PyTorch runs on the CPU: {failure}"
         elif failure:
@@ -430,8 +339,8 @@ class Runtime:
             "last_latency_ms": _ms(last_ms),
             "frames": str(frames),
             "deadlines_missed": str(misses),
-            "ready_ms": _ms(residents.first_ready_ms),
-            "all_ready_ms": _ms(residents.all_ready_ms),
+            "ready_ms": _ms(self._lane.residents.first_ready_ms),
+            "all_ready_ms": _ms(_latest(all_residents)),
             "failed": failure,
             "backend": f"{conditions.backend} {conditions.precision}",
             "hardware": conditions.hardware,
@@ -442,7 +351,8 @@ class Runtime:
         """Waits for a running inference and frees the topologies; later calls raise."""
         with self._inference:
             self._closed = True
-            self._residents.stop()
+            for lane in self._lanes.values():
+                lane.stop()
 
     def __enter__(self) -> "Runtime":
         return self
@@ -485,29 +395,11 @@ def _open(
     return made_again(folder)
 
 
-def _kept(plan: Plan, topologies: Iterable[object] | None) -> Plan:
-    """The plan with only some of its resident topologies."""
-    if topologies is None:
-        return plan
-    names = dict.fromkeys(map(str, topologies))
-    known = {candidate.topology for candidate in plan.resident}
-    unknown = [name for name in names if name not in known]
-    if unknown or not names:
-        raise ValueError(
-            f"{', '.join(unknown) or 'nothing'} is not resident in this deployment, which has "
-            f"{', '.join(candidate.topology for candidate in plan.resident)}"
-        )
-    kept = tuple(candidate for candidate in plan.resident if candidate.topology in names)
-    return msgspec.structs.replace(plan, resident=kept)
-
-
-def _logits(resident: Resident, values: Any) -> Any:
-    """Of an image in host memory, or of one on the accelerator, where they stay."""
-    if isinstance(values, np.ndarray):
-        return resident.run(values)
-    if resident.on_device:
-        return resident.on_device(values)
-    return resident.run(values.cpu().numpy())
+def _latest(residents: Iterable[Residents]) -> float | None:
+    """When the last of them had all its topologies; `None`: not yet."""
+    moments = [one.all_ready_ms for one in residents]
+    known = [moment for moment in moments if moment is not None]
+    return max(known) if len(known) == len(moments) else None
 
 
 def _ms(value: float | None) -> str:

@@ -25,6 +25,7 @@ from edgestitch.engine import profile_network
 from edgestitch.evaluate import evaluate
 from edgestitch.instruments import Instruments, find_instruments
 from edgestitch.memory import available_mib, require_room, used_mib
+from edgestitch.network import StitchNetwork, load_network
 from edgestitch.program import example_images
 from edgestitch.testing import (
     FEW_SAMPLES,
@@ -437,18 +438,18 @@ def test_memory_is_what_the_kernel_says_less_where_a_container_has_less(tmp_path
 
 def test_a_resident_set_that_does_not_fit_is_refused_with_the_largest_that_would(made, monkeypatch):
     names = tuple(candidate.topology for candidate in made.plan.resident)
-    require_fit(made, names)
+    require_fit([(made, names)])
     sizes = made.manifest.memory.segments_mib
     safety = sum(sizes[segment] for segment in made.manifest.chains[names[0]])
     monkeypatch.setattr("edgestitch.deployment.available_mib", lambda device: safety + 1e-3)
-    require_fit(made, names[:1])
+    require_fit([(made, names[:1])])
     with pytest.raises(
         InfeasibleError, match=r"MiB left; the largest set that fits .*" + re.escape(names[0])
     ):
-        require_fit(made, names)
+        require_fit([(made, names)])
     monkeypatch.setattr("edgestitch.deployment.available_mib", lambda device: 1e-6)
     with pytest.raises(InfeasibleError):
-        require_fit(made, names)
+        require_fit([(made, names)])
 
 
 def compiled_within(out: Path, parts: tuple[Any, ...], memory_mib: float | None) -> Manifest:
@@ -488,3 +489,69 @@ def test_a_backend_that_keeps_more_copies_is_divided_anew_or_refused(tmp_path, p
     with pytest.raises(InfeasibleError, match=r"2 MiB"):
         compiled_within(tmp_path / "d", parts, 2.0)
     assert not (tmp_path / "d").exists()
+
+
+# --- batch sizes ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def batched(tmp_path_factory, parts):
+    """For one image, and for three."""
+    network, accuracy, chosen = parts
+    return compile_deployment(
+        network,
+        chosen,
+        accuracy,
+        tmp_path_factory.mktemp("batched") / "d",
+        here(),
+        FEW_SAMPLES,
+        backend="eager",
+        other_batches=(3, 3, 1),
+    )
+
+
+def test_each_batch_size_has_costs_of_its_own_and_the_same_topologies(batched):
+    (other,) = batched.others
+    assert (batched.input_shape[0], other.input_shape[0]) == (1, 3)
+    assert other.profile.conditions.batch == 3
+    assert {c.topology for c in other.plan.resident} == {c.topology for c in batched.plan.resident}
+    assert not (other.folder / "network.safetensors").exists()
+
+
+def test_a_call_takes_any_batch_size_that_was_compiled(batched):
+    images = example_images(batched.manifest.family, 3)
+    with Runtime(open_deployment(batched.folder)) as runtime:
+        assert runtime.batches == (1, 3)
+        one_by_one = np.concatenate([runtime(images[i : i + 1]) for i in range(3)])
+        np.testing.assert_allclose(runtime(images), one_by_one, atol=1e-5)
+        runtime.budget_ms = 1e-6
+        assert not runtime.infer(images).feasible
+        name = runtime.topologies[-1]
+        runtime.switch(name)
+        assert runtime.infer(images).topology == runtime.infer(images[:1]).topology == name
+        with pytest.raises(
+            ValueError, match=r"got float32 \[2, 1, 8, 8\]; edgestitch compile --batch 2"
+        ):
+            runtime(images[:2])
+
+
+def test_batch_sizes_share_one_copy_of_the_weights(batched, monkeypatch):
+    loaded: list[StitchNetwork] = []
+
+    def stored(folder: Path, manifest: Manifest) -> StitchNetwork:
+        loaded.append(load_network(batched.folder / "network.safetensors"))
+        return loaded[-1]
+
+    monkeypatch.setattr("edgestitch.deployment.stored_network", stored)
+    with Runtime(open_deployment(batched.folder)) as runtime:
+        for images in (example_images(batched.manifest.family, n) for n in runtime.batches):
+            runtime(images)
+    assert len(loaded) == 1
+
+
+@pytest.mark.slow
+def test_all_batch_sizes_are_made_again_elsewhere(batched, tmp_path):
+    folder = shutil.copytree(batched.folder, tmp_path / "d")
+    moved_from(folder, hardware="Another CPU, 8 cores")
+    again = made_again(folder)
+    assert [one.input_shape[0] for one in again.others] == [3]

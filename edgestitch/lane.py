@@ -1,0 +1,219 @@
+"""The topologies of a deployment at work on images of one batch size: which one runs, and its runs."""
+
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from .backends import Resident
+from .deployment import Deployment
+from .errors import InfeasibleError
+from .frames import Frames
+from .residents import Residents
+from .schedule import Budget, Candidate, Plan, choose
+
+
+class Active(NamedTuple):
+    """A topology and how to run it."""
+
+    candidate: Candidate
+    resident: Resident
+    feasible: bool
+    """Whether the plan has a topology for the budgets; if not, this is the fastest one."""
+
+
+class _State(NamedTuple):
+    """What the next call goes by; replaced as a whole, so that readers need no lock."""
+
+    active: Active
+    budget: Budget
+
+
+class Lane:
+    """What runs under a budget, of what is ready.
+
+    Args:
+        topologies: keep only these of the deployment's resident ones; `None`: all.
+        guard: held while a topology runs.
+        strict: raise where nothing fits a budget.
+
+    Raises:
+        ValueError: a topology is not resident.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        topologies: Iterable[object] | None,
+        guard: threading.Lock,
+        *,
+        strict: bool,
+    ) -> None:
+        self.deployment = deployment
+        self.frames = Frames.of(deployment.manifest.family, deployment.input_shape)
+        self._kept = _kept(deployment.plan, topologies)
+        self.plan = self._kept
+        """Without the topologies that have failed."""
+        self._strict = strict
+        self._control = threading.Lock()
+        self._pinned: Active | None = None  # written alone: a switch costs one attribute
+        self._pins: dict[str, Active] = {}
+        self.residents = Residents(deployment, self.topologies, guard, self._refresh)
+
+    def load_first(self, budget: Budget) -> None:
+        """Makes the fastest topology ready; the rest are up to `residents`."""
+        self.residents.load_first()
+        self._state = _State(self._safety(), budget)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Goes by what is ready now."""
+        ready, failed = self.residents.ready, self.residents.failed
+        with self._control:
+            left = tuple(
+                c for c in self._kept.resident if c.topology in ready or c.topology not in failed
+            )
+            self.plan = msgspec.structs.replace(self._kept, resident=left)
+            if self._pinned and self._pinned.candidate.topology not in ready:
+                self._pinned = None
+            budget = self._state.budget
+            self._state = _State(self._safety(), budget)
+            with suppress(InfeasibleError):  # of a strict one: it fitted until something failed
+                self._state = _State(self.best(budget), budget)
+
+    # --- what runs ----------------------------------------------------------------------------
+
+    @property
+    def topologies(self) -> tuple[str, ...]:
+        """The resident topologies, fastest first; those that failed are left out."""
+        return tuple(candidate.topology for candidate in self.plan.resident)
+
+    @property
+    def budget(self) -> Budget:
+        return self._state.budget
+
+    @budget.setter
+    def budget(self, budget: Budget) -> None:
+        """Lets go of a pinned topology.
+
+        Raises:
+            InfeasibleError: nothing fits and it is strict; the last budget stays in force.
+        """
+        with self._control:
+            self._state = _State(self.best(budget), budget)
+            self._pinned = None
+
+    @property
+    def active(self) -> Active:
+        """What the next call runs."""
+        return self._pinned or self._state.active
+
+    def best(self, budget: Budget) -> Active:
+        """The most accurate topology within a budget; the fastest if there is none.
+
+        Raises:
+            InfeasibleError: there is none and it is strict.
+        """
+        try:
+            wanted = self.plan.choose(budget)
+        except InfeasibleError:
+            if self._strict:
+                raise
+            return self._safety()
+        resident = self.residents.ready.get(wanted.topology)
+        return Active(wanted, resident, True) if resident else self._stand_in(budget)
+
+    def within(self, left_ms: float) -> Active:
+        """The best under the current budget but for its latency, of which so much is left."""
+        if left_ms > 0:
+            return self.best(msgspec.structs.replace(self.budget, latency_ms=left_ms))
+        if self._strict:
+            raise InfeasibleError(f"the deadline passed {-left_ms:.3g} ms ago")
+        return self._safety()
+
+    def _stand_in(self, budget: Budget) -> Active:
+        """The best that is ready, while what the plan has for a budget is being loaded."""
+        ready = dict(self.residents.ready)
+        try:
+            found = choose((c for c in self.plan.resident if c.topology in ready), budget)
+        except InfeasibleError:
+            return self._safety()
+        return Active(found, ready[found.topology], True)
+
+    def _safety(self) -> Active:
+        """The fastest one that is ready, for when nothing fits."""
+        ready = dict(self.residents.ready)
+        if not ready:
+            raise RuntimeError("this Runtime is closed; open a new one")
+        found = next(c for c in self._kept.resident if c.topology in ready)
+        return Active(found, ready[found.topology], False)
+
+    def switch(self, topology: str) -> None:
+        """Pins a topology until a budget is set; one that is still being loaded is waited for.
+
+        Raises:
+            ValueError: it is not resident, or has failed.
+        """
+        self._pinned = self._pins.get(topology) or self._pin(topology)
+
+    def _pin(self, topology: str) -> Active:
+        candidate = next((c for c in self.plan.resident if c.topology == topology), None)
+        if candidate is None or not self.residents.wait_for(topology):
+            failure = self.residents.failed.get(topology)
+            why = f"failed ({failure})" if failure else "is not resident"
+            raise ValueError(f"{topology} {why}; resident are {', '.join(self.topologies)}")
+        active = Active(candidate, self.residents.ready[topology], True)
+        self._pins[topology] = active
+        return active
+
+    # --- running ------------------------------------------------------------------------------
+
+    def run(self, active: Active, values: Any) -> tuple[Active, Any]:
+        """The logits, and the topology that they are of: another one where one fails."""
+        while True:
+            try:
+                return active, _logits(active.resident, values)
+            except Exception as error:  # of a driver, an engine, an allocator: all mean the same
+                active = self._instead_of(active.candidate.topology, error)
+
+    def _instead_of(self, topology: str, error: Exception) -> Active:
+        """What runs from now on, since a topology has failed."""
+        self._pins.pop(topology, None)
+        self.residents.fail(topology, error)
+        if not self.residents.ready:
+            self.residents.fall_back()
+        self._refresh()
+        return self._safety()
+
+    def stop(self) -> None:
+        """Lets go of what was loaded."""
+        self.residents.stop()
+        self._pins.clear()
+
+
+def _kept(plan: Plan, topologies: Iterable[object] | None) -> Plan:
+    """The plan with only some of its resident topologies."""
+    if topologies is None:
+        return plan
+    names = dict.fromkeys(map(str, topologies))
+    known = {candidate.topology for candidate in plan.resident}
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise ValueError(
+            f"{', '.join(unknown) or 'nothing'} is not resident in this deployment, which has "
+            f"{', '.join(candidate.topology for candidate in plan.resident)}"
+        )
+    kept = tuple(candidate for candidate in plan.resident if candidate.topology in names)
+    return msgspec.structs.replace(plan, resident=kept)
+
+
+def _logits(resident: Resident, values: Any) -> Any:
+    """Of an image in host memory, or of one on the accelerator, where they stay."""
+    if isinstance(values, np.ndarray):
+        return resident.run(values)
+    if resident.on_device:
+        return resident.on_device(values)
+    return resident.run(values.cpu().numpy())
