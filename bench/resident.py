@@ -25,7 +25,7 @@ from edgestitch.accuracy import accuracy_row
 from edgestitch.artifact import digest
 from edgestitch.catalog import shipped_network
 from edgestitch.cut import Cut, cut_topologies
-from edgestitch.deployment import compile_deployment
+from edgestitch.deploy import compile_deployment
 from edgestitch.device import Device, detect, resolve
 from edgestitch.engine import profile_network
 from edgestitch.family import normalized_range

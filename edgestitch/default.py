@@ -2,8 +2,6 @@
 
 import shutil
 
-from platformdirs import user_cache_path
-
 from .accuracy import Accuracy
 from .artifact import sha256
 from .backends import backend as find_backend
@@ -43,6 +41,8 @@ def shipped_deployment(
     The whole Pareto front is resident. What it takes, some seconds, is taken once for each version
     of the weights, the backend and the machine.
     """
+    from platformdirs import user_cache_path
+
     device = detect()
     folder = user_cache_path("edgestitch") / "deployments" / _cache_key(device)
     if folder.exists():

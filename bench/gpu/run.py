@@ -26,8 +26,9 @@ import msgspec
 import numpy as np
 from scipy.stats import kendalltau
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for `profiler`, which this extends
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the benches that this extends
 
+import compiled as compiled_bench
 from profiler import judge, measure_twice, network_of
 
 from edgestitch import environment
@@ -211,6 +212,57 @@ def loads(context: Context) -> Any:
     return found
 
 
+def compiled(context: Context) -> Any:
+    """Every figure of compiled, resident, switched topologies, for each backend that works here."""
+    return _compiled(context, [part for part in compiled_bench.PARTS if part != "prefix"])
+
+
+def prefix_reuse(context: Context) -> Any:
+    """What it costs, and tells, to decide at the stitch which topology runs on."""
+    return _compiled(context, ["prefix"])
+
+
+def _compiled(context: Context, parts: list[str]) -> Any:
+    job = _job(context)
+    left = compiled_bench.run(job, parts, context.deadline)
+    found = {"missing": compiled_bench.missing([job], parts)}
+    return {**found, "left": f"call again for {', '.join(left)}"} if left else found
+
+
+def _job(context: Context) -> compiled_bench.Job:
+    family = "toy" if context.quick else context.main
+    found = compiled_bench.default_ways(context.device)
+    ways = [w for w in found if not (context.quick and w.startswith("inductor"))]
+    return compiled_bench.make_job(
+        family, context.device, context.out / "compiled", quick=context.quick, ways=ways
+    )
+
+
+def switch_nodes(context: Context) -> Any:
+    """Topologies switched inside of a captured graph, where there is a script for it."""
+    script = Path(__file__).with_name("switch_nodes.py")
+    if not script.is_file():
+        return {"reason": f"there is no {script.name}"}
+    if context.device.accelerator != "cuda":
+        return {"reason": "it takes a CUDA device"}
+    remaining_s = context.deadline - time.monotonic()
+    try:
+        finished = subprocess.run(
+            [sys.executable, str(script)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=max(30.0, remaining_s),
+        )
+    except subprocess.TimeoutExpired:
+        return {"left": f"it was not done within {max(30.0, remaining_s):.0f} s"}
+    return {
+        "exit": finished.returncode,
+        "output": finished.stdout[-8000:],
+        "errors": finished.stderr[-2000:] if finished.returncode else "",
+    }
+
+
 def checks(context: Context) -> Any:
     """The tests that need a GPU."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
@@ -224,15 +276,20 @@ PARTS: dict[str, Callable[[Context], Any]] = {
     "composing": composing,
     "closure": closure,
     "loads": loads,
+    "compiled": compiled,
+    "switch-nodes": switch_nodes,
+    "prefix-reuse": prefix_reuse,
     "profiles": profiles,
 }
+UNFINISHED = "left"
+"""A field of what a part gives when it is to be called again."""
 
 
 def run(context: Context, parts: list[str], limit_s: float) -> None:
     context.deadline = time.monotonic() + limit_s
     for name in parts:
         path = context.out / f"{name}.json"
-        if path.exists() and name != "profiles":
+        if path.exists() and UNFINISHED not in json.loads(path.read_text()):
             continue
         if time.monotonic() > context.deadline:
             print(f"{name}: left for the next call, {limit_s:g} s are over", flush=True)
@@ -276,10 +333,29 @@ def page(out: Path) -> str:
         "## The rest, as it was measured",
         "",
     ]
+    for family in sorted(path.name for path in out.glob("compiled/*") if path.is_dir()):
+        job = _found_job(out, family, device["name"])
+        lines += [f"### What compiled topologies of {family} cost", ""]
+        for title, content in compiled_bench.sections([job]).items():
+            lines += [f"#### {title}", "", *content, ""]
     for name, found in parts.items():
         if name not in ("profiles", "machine"):
             lines += [f"### {name}", "", "```json", json.dumps(found, indent=1), "```", ""]
     return "\n".join(lines)
+
+
+def _found_job(out: Path, family: str, device: str) -> compiled_bench.Job:
+    """As it was measured, which may have been on another machine."""
+    ways = (path.name for path in (out / "compiled" / family).iterdir() if path.is_dir())
+    return compiled_bench.Job(
+        family=family,
+        device=device,
+        work=str(out / "compiled"),
+        ways=tuple(sorted(":".join(way.rsplit("-", 1)) for way in ways)),
+        topologies=0,
+        rounds=0,
+        switch_rounds=0,
+    )
 
 
 def _profile_row(profile: Profile) -> str:

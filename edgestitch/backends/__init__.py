@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Run = Callable[[np.ndarray], np.ndarray]
 """One inference: float32 images [B, C, H, W] in, float32 logits [B, classes] out, both owned by the
-caller. Not to be called by two threads at once."""
+caller. Of what a backend has loaded, one runs at a time: they share what passes between segments."""
 
 Marked = Callable[[np.ndarray], Sequence[float]]
 """One inference with marks between the segments: the milliseconds of each, in order."""

@@ -1,16 +1,22 @@
 """OpenVINO: the fast compiled backend for CPUs.
 
-Each segment is one model; each topology has its own inference request per segment, and the output
-tensor of each request is bound, once, as the input of the next. So a call copies the image in, runs
-the requests one after the other in the caller's thread, and copies the logits out. OpenVINO packs
-the weights anew for its kernels: it holds more than one copy of them (bench/results has how much).
+Each segment is one model. All topologies write what passes between their segments into the same two
+tensors of a shape, which they take turns with: one topology runs at a time. So a segment needs two
+inference requests at most, one for an even and one for an odd place in a chain, however many
+topologies it is part of. A call copies the image in, runs the requests one after the other in the
+caller's thread, and copies the logits out. OpenVINO packs the weights anew for its kernels: it holds
+more than one copy of them (bench/results has how much).
 """
 
+import ctypes
 import importlib.util
+import mmap
 import time
 import warnings
+from contextlib import suppress
 from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,25 +75,49 @@ def _load(compiled: Compiled) -> Load:
 
     @cache
     def model(segment: str) -> Any:
+        path = compiled.folder / f"{segment}.xml"
         try:
-            return core.compile_model(compiled.folder / f"{segment}.xml", "CPU", settings)
+            found = core.compile_model(path, "CPU", settings)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise CompileError(f"openvino cannot load {compiled.folder}: {reason}") from error
+        _give_back(path.with_suffix(".bin"))
+        return found
+
+    @cache
+    def tensor(shape: tuple[int, ...], turn: int) -> Any:
+        return openvino.Tensor(openvino.Type.f32, openvino.Shape(shape))
+
+    @cache
+    def request(segment: str, turn: int) -> Any:
+        found = model(segment)
+        one = found.create_infer_request()
+        one.set_input_tensor(tensor(tuple(found.input(0).shape), turn))
+        one.set_output_tensor(tensor(tuple(found.output(0).shape), 1 - turn))
+        return one
 
     def load(topology: str) -> Resident:
-        requests = _bound(
-            [model(name).create_infer_request() for name in compiled.chains[topology]]
-        )
+        chain = compiled.chains[topology]
+        requests = [request(segment, place % 2) for place, segment in enumerate(chain)]
         return Resident(run=_run(requests), marked=_marked(requests))
 
     return load
 
 
-def _bound(requests: list[Any]) -> list[Any]:
-    for request, following in pairwise(requests):
-        following.set_input_tensor(request.get_output_tensor())
-    return requests
+def _give_back(weights: Path) -> None:
+    """Takes the pages of a mapped file out of memory: the kernels have their own, packed weights.
+
+    What is still read of it comes back page by page. Where that cannot be done nothing is lost but
+    memory.
+    """
+    with suppress(OSError, AttributeError):  # no Linux
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        libc = ctypes.CDLL(None)
+        libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+        for line in maps:
+            if line.endswith(f" {weights}"):
+                start, stop = (int(end, 16) for end in line.split()[0].split("-"))
+                libc.madvise(start, stop - start, mmap.MADV_DONTNEED)
 
 
 def _run(requests: list[Any]) -> Run:

@@ -24,7 +24,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from edgestitch.artifact import write
@@ -423,6 +422,8 @@ def _timing_cache() -> Iterator[Path]:
     Most segments are alike, so that their kernels are timed once. Torch-tensorrt writes the file in
     place: two processes that compile would read each other's halves.
     """
+    from platformdirs import user_cache_path
+
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     words = "-".join([gpu, *(f"{name}-{version}" for name, version in versions().items())])
     name = re.sub(r"[^\w.]+", "-", words)
