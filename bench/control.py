@@ -661,8 +661,8 @@ def main() -> None:
     hardware = detect().hardware
     text = pages.page(
         "Are deadlines kept when the device slows down?",
-        f"{options.seeds} seeds of {options.frames} frames a course, budget {BUDGET_MS:g} ms (with "
-        f"two {TIGHT_MS:g} ms every other ten frames), target {TARGET:.0%}. Simulated: the "
+        f"{options.seeds} seeds of {options.frames} frames a course, budget {BUDGET_MS:g} ms (where there "
+        f"are two, {TIGHT_MS:g} ms every other ten frames), target {TARGET:.0%}. Simulated: the "
         f"{len(steps.steps)} steps of {FAMILY} by published top-1 and the simulated device's costs, noise "
         f"of {NOISE:.0%} in the profile.",
         reading=[
@@ -677,9 +677,10 @@ def main() -> None:
         missing=[
             "A device. Latencies, disturbances and energies are simulated; on a device the noise is "
             "another, and calls are not independent.",
-            "Dynamic-OFA's and ALERT's own code. Both are written from their papers: seven levels and the "
-            "mean of 20 samples; gain 0.5, R 0.001, Q 0.1 (floor), forgetting 0.3. ALERT's constants were "
-            "not compared with its code, of which none is public.",
+            "Dynamic-OFA's and ALERT's own code. Both follow descriptions of their papers: seven levels and the "
+            "mean of 20 samples; gain 0.5, R 0.001, Q 0.1 (floor), forgetting 0.3. ALERT's constants could "
+            "be checked neither against its text nor its code here; others' reimplementations have the same "
+            "floor and forgetting.",
             "What reading a clock costs, and clocks that only part of the work scales with.",
         ],
     )

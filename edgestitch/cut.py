@@ -380,7 +380,7 @@ def _joined(path: tuple[Chain, ...], pair: tuple[Chain, Chain]) -> tuple[Chain, 
 def _solve(division: _Division, start: _Division, time_limit_s: float) -> tuple[_Division, float]:
     """The best division that is found, and a bound on the cost of any: infinite if none fits."""
     until = time.monotonic() + time_limit_s
-    programme = _Programme()
+    programme = Programme()
     compiled = {segment: programme.column() for segment in _candidates(division)}
     # Whether a topology takes a segment may be a fraction: once it is known which are compiled, each
     # topology looks for a shortest path, and of those, whole ones are among the best.
@@ -552,7 +552,7 @@ def largest_resident(
 
     best = _added(parts, safety, memory, budget)
     until = time.monotonic() + time_limit_s
-    programme = _Programme()
+    programme = Programme()
     kept = {name: programme.column() for name in parts}
     # A part is used as much as the most of its topologies, so it is there or not without being told.
     used = {name: programme.column(whole=False) for name in sizes}
@@ -599,7 +599,7 @@ def _added(
 
 
 @dataclass(eq=False)
-class _Programme:
+class Programme:
     """A mixed-integer linear programme whose variables are from 0 to 1."""
 
     whole: list[bool] = field(default_factory=list)

@@ -73,7 +73,8 @@ def demonstrate(
     # As deployed the same topologies are faster, so the deadlines that tell them apart are others.
     spread = spread_budgets(deployment.profile, accuracy)
     deadlines = [budget.latency_ms for budget in spread if budget.latency_ms is not None]
-    with Runtime(deployment, budget_ms=deadlines[-1]) as runtime:
+    # By the profile alone: each deadline shows the topology that the plan has for it.
+    with Runtime(deployment, budget_ms=deadlines[-1], miss_rate=None) as runtime:
         # Up and down again, so that every step is also taken from another neighbour.
         rows = run_session(runtime, images, [*deadlines, *deadlines[-2::-1]], progress=progress)
 

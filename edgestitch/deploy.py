@@ -271,8 +271,10 @@ def _attempt(
         save_profile(profile, samples, folder / "profile.json")
         save(with_costs(order.plan, profile, order.accuracy), folder / "plan.json")
         _save_selftest(order, folder / SELFTEST)
-        for other in order.other_batches:
+        others = tuple(
             _attempt(_for_batch(order, other, folder), backend, attempt, [], copies)
+            for other in order.other_batches
+        )
         manifest = Manifest(
             family=family,
             network=order.weights,
@@ -288,7 +290,9 @@ def _attempt(
         )
         save(manifest, folder / MANIFEST)
         # Opened before it takes its place: there another process may put its own at any moment.
-        deployment = open_deployment(folder)
+        opened = open_deployment(folder)
+        # What was measured is all loaded; what was opened would be loaded from where it no longer is.
+        deployment = replace(opened, program=program, others=others)
     return deployment.moved(order.out)
 
 

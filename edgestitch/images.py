@@ -405,7 +405,7 @@ def _read_image(path: Path, shape: Shape, crop: float = CROP) -> np.ndarray:
             # Of large images, odd metadata, palettes: the pixels are there all the same.
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as image:
-                return _fit(image, shape, crop)
+                return fit(image, shape, crop)
     except _BrokenError:
         raise
     except UnidentifiedImageError as error:
@@ -414,7 +414,7 @@ def _read_image(path: Path, shape: Shape, crop: float = CROP) -> np.ndarray:
         raise _BrokenError(f"cannot be read: {error}") from error
 
 
-def _fit(image: Image.Image, shape: Shape, crop: float = CROP) -> np.ndarray:
+def fit(image: Image.Image, shape: Shape, crop: float = CROP) -> np.ndarray:
     """An image's centre, uint8 [C, H, W], as timm evaluates: the short side scaled, then cut."""
     channels, height, width = shape
     if image.mode.startswith(("I", "F")):  # Pillow would cut off what is above 255
@@ -535,7 +535,7 @@ class VideoSource:
                 for number, frame in enumerate(self._frames(progress), 1):
                     if number > self._limit:
                         raise self._too_long(2 * self.every)
-                    pixels = np.ascontiguousarray(_fit(frame, self.shape, self.crop))
+                    pixels = np.ascontiguousarray(fit(frame, self.shape, self.crop))
                     hasher.update(pixels.data)
                     file.write(pixels.data)
         except _BrokenError as error:

@@ -1,14 +1,15 @@
 """The topologies of a deployment at work on images of one batch size: which one runs, and its runs."""
 
 import threading
+import time
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from .backends import Resident
+from .control import Governor, fixed_ms
 from .deployment import Deployment
 from .errors import InfeasibleError
 from .frames import Frames
@@ -25,13 +26,6 @@ class Active(NamedTuple):
     """Whether the plan has a topology for the budgets; if not, this is the fastest one."""
 
 
-class _State(NamedTuple):
-    """What the next call goes by; replaced as a whole, so that readers need no lock."""
-
-    active: Active
-    budget: Budget
-
-
 class Lane:
     """What runs under a budget, of what is ready.
 
@@ -39,6 +33,8 @@ class Lane:
         topologies: keep only these of the deployment's resident ones; `None`: all.
         guard: held while a topology runs.
         strict: raise where nothing fits a budget.
+        miss_rate: share of deadlines that may be missed; the device's slowdown is followed so that no
+            more are. `None`: the profile is taken to hold.
 
     Raises:
         ValueError: a topology is not resident.
@@ -51,6 +47,7 @@ class Lane:
         guard: threading.Lock,
         *,
         strict: bool,
+        miss_rate: float | None = None,
     ) -> None:
         self.deployment = deployment
         self.frames = Frames.of(deployment.manifest.family, deployment.input_shape)
@@ -61,12 +58,17 @@ class Lane:
         self._control = threading.Lock()
         self._pinned: Active | None = None  # written alone: a switch costs one attribute
         self._pins: dict[str, Active] = {}
+        self._budget = Budget()
+        self.governor: Governor | None = None
+        if miss_rate is not None:
+            self.governor = Governor(
+                self.plan.resident, fixed_ms=fixed_ms(deployment.profile), target=miss_rate
+            )
         self.residents = Residents(deployment, self.topologies, guard, self._refresh)
 
-    def load_first(self, budget: Budget) -> None:
+    def load_first(self) -> None:
         """Makes the fastest topology ready; the rest are up to `residents`."""
         self.residents.load_first()
-        self._state = _State(self._safety(), budget)
         self._refresh()
 
     def _refresh(self) -> None:
@@ -79,10 +81,26 @@ class Lane:
             self.plan = msgspec.structs.replace(self._kept, resident=left)
             if self._pinned and self._pinned.candidate.topology not in ready:
                 self._pinned = None
-            budget = self._state.budget
-            self._state = _State(self._safety(), budget)
-            with suppress(InfeasibleError):  # of a strict one: it fitted until something failed
-                self._state = _State(self.best(budget), budget)
+            self._admit()
+
+    def _admit(self) -> None:
+        """Lets the governor choose among what is ready and within the budgets beside the latency."""
+        if self.governor is None:
+            return
+        ready = dict(self.residents.ready)
+        if not ready:  # closed
+            return
+        beside = msgspec.structs.replace(self._budget, latency_ms=None)
+        pool = [c for c in self.plan.resident if c.topology in ready and c.admitted(beside)]
+        self._fits = bool(pool)
+        # First what is looked up, then what chooses: a reader between the two finds what it needs.
+        self._actives = {
+            (c.topology, feasible): Active(c, ready[c.topology], feasible)
+            for c in self.plan.resident
+            if c.topology in ready
+            for feasible in (True, False)
+        }
+        self.governor.admit(pool or [self._safety().candidate])
 
     # --- what runs ----------------------------------------------------------------------------
 
@@ -93,23 +111,61 @@ class Lane:
 
     @property
     def budget(self) -> Budget:
-        return self._state.budget
+        return self._budget
 
     @budget.setter
     def budget(self, budget: Budget) -> None:
         """Lets go of a pinned topology.
 
         Raises:
-            InfeasibleError: nothing fits and it is strict; the last budget stays in force.
+            InfeasibleError: the plan has nothing that fits and it is strict; the last budget stays in
+                force.
         """
         with self._control:
-            self._state = _State(self.best(budget), budget)
+            self.best(budget)
+            self._budget = budget
             self._pinned = None
+            self._admit()
 
     @property
     def active(self) -> Active:
         """What the next call runs."""
-        return self._pinned or self._state.active
+        return self._pinned or self.within(self._budget.latency_ms, strict=False)
+
+    def next(self, left_ms: float | None) -> Active:
+        """What a call runs that has so much of its deadline left; `None`: it has none.
+
+        Raises:
+            InfeasibleError: nothing would meet it and it is strict.
+        """
+        return self._pinned or self.within(left_ms, strict=self._strict)
+
+    def within(self, left_ms: float | None, *, strict: bool) -> Active:
+        """The most accurate topology in that time and within the other budgets, pinned or not."""
+        if self.governor is None:
+            return self._planned(left_ms, strict=strict)
+        candidate, feasible = self.governor.decide(left_ms)
+        feasible = feasible and self._fits
+        if strict and not feasible:
+            raise InfeasibleError(
+                f"nothing that is ready keeps a deadline {left_ms} ms away: the device is "
+                f"{self.governor.slowdown.device:.2f} times as slow as profiled"
+            )
+        return self._actives.get((candidate.topology, feasible)) or self._safety()
+
+    def _planned(self, left_ms: float | None, *, strict: bool) -> Active:
+        """The same by the profile alone."""
+        if left_ms is not None and left_ms <= 0:
+            if strict:
+                raise InfeasibleError(f"the deadline passed {-left_ms:.3g} ms ago")
+            return self._safety()
+        budget = msgspec.structs.replace(self._budget, latency_ms=left_ms)
+        try:
+            return self.best(budget)
+        except InfeasibleError:
+            if strict:
+                raise
+            return self._safety()
 
     def best(self, budget: Budget) -> Active:
         """The most accurate topology within a budget; the fastest if there is none.
@@ -125,14 +181,6 @@ class Lane:
             return self._safety()
         resident = self.residents.ready.get(wanted.topology)
         return Active(wanted, resident, True) if resident else self._stand_in(budget)
-
-    def within(self, left_ms: float) -> Active:
-        """The best under the current budget but for its latency, of which so much is left."""
-        if left_ms > 0:
-            return self.best(msgspec.structs.replace(self.budget, latency_ms=left_ms))
-        if self._strict:
-            raise InfeasibleError(f"the deadline passed {-left_ms:.3g} ms ago")
-        return self._safety()
 
     def _stand_in(self, budget: Budget) -> Active:
         """The best that is ready, while what the plan has for a budget is being loaded."""
@@ -171,13 +219,25 @@ class Lane:
 
     # --- running ------------------------------------------------------------------------------
 
-    def run(self, active: Active, values: Any) -> tuple[Active, Any]:
+    def run(self, active: Active, values: Any, left_ms: float | None) -> tuple[Active, Any]:
         """The logits, and the topology that they are of: another one where one fails."""
+        began = time.monotonic_ns()
+        try:
+            logits = _logits(active.resident, values)
+        except Exception as error:  # of a driver, an engine, an allocator: all mean the same
+            return self._run_another(active, values, error)
+        if self.governor:
+            latency_ms = (time.monotonic_ns() - began) / 1e6
+            self.governor.observe(active.candidate.topology, latency_ms, left_ms)
+        return active, logits
+
+    def _run_another(self, active: Active, values: Any, error: Exception) -> tuple[Active, Any]:
         while True:
+            active = self._instead_of(active.candidate.topology, error)
             try:
                 return active, _logits(active.resident, values)
-            except Exception as error:  # of a driver, an engine, an allocator: all mean the same
-                active = self._instead_of(active.candidate.topology, error)
+            except Exception as another:
+                error = another
 
     def _instead_of(self, topology: str, error: Exception) -> Active:
         """What runs from now on, since a topology has failed."""

@@ -5,11 +5,13 @@ with Runtime(budget_ms=10) as runtime:
     runtime.budget_ms = 5        # same weights, nothing rebuilt, from the next frame on
 """
 
+import contextlib
+import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -18,16 +20,25 @@ import msgspec
 import numpy as np
 
 from .artifact import Value
+from .control import Event, Governor, Watch
 from .deployment import Deployment, open_deployment, require_fit
+from .device import resolve
 from .errors import DeviceError, MismatchError
 from .frames import like, viewed
-from .lane import Lane
+from .lane import Active, Lane
 from .residents import Residents
 from .schedule import Budget
+from .sensors import State, find_sensors
 
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger(__name__)
+
+WAITED_MS = 0.1
+"""Taking the lock takes less than that if no other inference has it."""
+SLOW = 1.25
+"""Times as slow as profiled, from which on it is worth a warning."""
 HISTORY = 1000
 """Frames that `diagnostics` looks back on."""
 
@@ -65,6 +76,10 @@ class Runtime:
     most accurate topology runs. A budget that cannot be met runs the fastest topology and the
     result says so; with `strict` it raises `InfeasibleError`.
 
+    It keeps its deadlines when the device is slower than it was when profiled: what calls take is
+    followed, and a faster topology runs while it must, with no more than `miss_rate` of the deadlines
+    missed where anything can keep them. Never one that the plan would not allow.
+
     A deployment may be made for several batch sizes; each image runs the topology that is the best for
     its own. All methods may be called from several threads; inferences run one at a time.
 
@@ -78,6 +93,8 @@ class Runtime:
         topologies: keep only these of the deployment's resident ones.
         wait: until every topology is ready. Without, only until the fastest one is: the others are
             loaded in the background, and until then the best that is ready runs.
+        miss_rate: share of deadlines that may be missed in the long run; `None`: the profile is taken to
+            hold, and nothing is followed.
         rebuild: compile and measure again what was made for another machine or another version of
             its backend; without, that is an error.
 
@@ -99,11 +116,13 @@ class Runtime:
         strict: bool = False,
         topologies: Iterable[object] | None = None,
         wait: bool = True,
+        miss_rate: float | None = 0.01,
         rebuild: bool = True,
     ) -> None:
         budget = Budget(latency_ms=budget_ms, power_w=budget_w, energy_mj=budget_mj)
         self._deployment = _open(deployment, rebuild=rebuild, whole=wait)
         self._require_measured(budget)
+        self._strict = strict
         self._closed = False
         self._inference = threading.Lock()
         self._control = threading.Lock()
@@ -116,18 +135,49 @@ class Runtime:
         conditions = self._deployment.manifest.conditions
         self._accelerator = "cpu" if conditions.device == "cpu" else "cuda"
         self._lanes = {
-            one.input_shape[0]: Lane(one, topologies, self._inference, strict=strict)
+            one.input_shape[0]: Lane(
+                one, topologies, self._inference, strict=strict, miss_rate=miss_rate
+            )
             for one in (self._deployment, *self._deployment.others)
         }
         self._lane = next(iter(self._lanes.values()))
         require_fit([(lane.deployment, lane.topologies) for lane in self._lanes.values()])
         for lane in self._lanes.values():
-            lane.load_first(Budget())
+            lane.load_first()
         self._set(budget)
         for lane in self._lanes.values():
             lane.residents.load_rest()
+        self._watching = contextlib.ExitStack()
+        self._watch: Watch | None = None
+        self._sensed: State | None = None
+        self._mode_changed = False
+        if miss_rate is not None:
+            self._watch = Watch(
+                find_sensors(resolve(conditions.device)), profiled_mode=conditions.power_mode
+            )
+            self._watching.enter_context(self._watch.running(self._told, then=self._seen))
         if wait:
             self.wait()
+
+    def _told(self, event: Event) -> None:
+        log.log(logging.WARNING if event.level == "WARN" else logging.INFO, "%s", event.message)
+        self._mode_changed = self._mode_changed or event.what == "power mode"
+
+    def _seen(self, state: State | None) -> None:
+        self._sensed = state
+
+    def _follow_device(self, lane: Lane) -> None:
+        """Takes in what was seen of the device since the last call; it belongs to the inference."""
+        state, self._sensed = self._sensed, None
+        if lane.governor is None:
+            return
+        if self._mode_changed:
+            self._mode_changed = False
+            lane.governor.slowdown.loosen()
+        profiled = lane.deployment.profile.protocol.clocks_mhz
+        if state and state.clocks_mhz and profiled:
+            medians = {name: clocks[1] for name, clocks in profiled.items()}
+            lane.governor.clocks(medians, state.clocks_mhz)
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Waits until every topology is ready, or has failed; whether that is so."""
@@ -263,17 +313,14 @@ class Runtime:
         values = viewed(image)
         lane = self._lanes.get(values.shape[0] if values.shape else 0, self._lane)
         values = lane.frames.checked(values, self._accelerator)
+        came = time.monotonic_ns()
         with self._inference:
             if self._closed:
                 raise RuntimeError("this Runtime is closed; open a new one")
-            active, limit = lane.active, lane.budget.latency_ms
-            if deadline_ns is not None:
-                limit = (deadline_ns - start) / 1e6
-                active = lane.within((deadline_ns - time.monotonic_ns()) / 1e6)
-            elif budget_ms is not None:
-                limit = budget_ms
-                active = lane.best(msgspec.structs.replace(lane.budget, latency_ms=budget_ms))
-            active, logits = lane.run(active, values)
+            if self._sensed or self._mode_changed:
+                self._follow_device(lane)
+            active, limit, left = self._decide(lane, start, came, budget_ms, deadline_ns)
+            active, logits = lane.run(active, values, left)
             latency_ms = (time.monotonic_ns() - start) / 1e6
             met = None if limit is None else latency_ms <= limit
             self._record(latency_ms, met)
@@ -286,6 +333,28 @@ class Runtime:
             margin_ms=None if limit is None else limit - latency_ms,
             feasible=active.feasible,
         )
+
+    def _decide(
+        self,
+        lane: Lane,
+        start: int,
+        came: int,
+        budget_ms: float | None,
+        deadline_ns: int | None,
+    ) -> tuple[Active, float | None, float | None]:
+        """What runs, the deadline of the call, and what is left of it; in milliseconds or `None`."""
+        now = time.monotonic_ns()
+        if deadline_ns is not None:
+            until = (deadline_ns - now) / 1e6
+            return lane.within(until, strict=self._strict), (deadline_ns - start) / 1e6, until
+        limit = budget_ms if budget_ms is not None else lane.budget.latency_ms
+        # What calls always take before this point is part of what was profiled; waiting is not.
+        waited_ms = (now - came) / 1e6
+        left = limit - waited_ms if limit is not None and waited_ms > WAITED_MS else limit
+        if budget_ms is None:
+            return lane.next(left), limit, left
+        Budget(latency_ms=budget_ms)  # refuses what is no budget
+        return lane.within(left, strict=self._strict), limit, left
 
     def _record(self, latency_ms: float, met: bool | None) -> None:
         with self._counting:
@@ -300,33 +369,26 @@ class Runtime:
     def diagnostics(self) -> Diagnostics:
         """Level, message and values.
 
-        WARN if the budget cannot be met, more than 1 % was late, or a topology has failed; ERROR if
-        all that was compiled has.
+        WARN if the budget cannot be met, more than 1 % was late, the device is much slower than when it
+        was profiled, throttles or has another power mode, or a topology has failed; ERROR if all that
+        was compiled has.
         """
-        active, budget, closed = self._lane.active, self._lane.budget, self._closed
+        active, budget = self._lane.active, self._lane.budget
         with self._counting:
             history, last_ms = list(self._history), self._last_ms
             frames, misses = self._frames, self._misses
-        late = history.count(False) / len(history) if history else 0.0
         all_residents = [lane.residents for lane in self._lanes.values()]
-        failed = {
-            name: why for residents in all_residents for name, why in residents.failed.items()
-        }
+        failed = {name: why for one in all_residents for name, why in one.failed.items()}
         failure = "; ".join(f"{name} ({why})" for name, why in failed.items())
+        warnings = list(self._warnings(active, failure, history))
         level: Literal["OK", "WARN", "ERROR"]
-        if closed:
+        if self._closed:
             level, message = "ERROR", "closed"
         elif any(residents.eager for residents in all_residents):
             level = "ERROR"
             message = f"everything compiled has failed, eager PyTorch runs on the CPU: {failure}"
-        elif failure:
-            level, message = "WARN", f"left out: {failure}"
-        elif not active.feasible:
-            level = "WARN"
-            message = f"no topology fits {budget}: running the fastest"
-        elif late > 0.01:
-            level = "WARN"
-            message = f"{100 * late:.1f} % of the last {len(history)} deadlines missed"
+        elif warnings:
+            level, message = "WARN", "; ".join(warnings)
         else:
             level, message = "OK", f"running {active.candidate.topology}"
         conditions = self._deployment.profile.conditions
@@ -342,10 +404,25 @@ class Runtime:
             "ready_ms": _ms(self._lane.residents.first_ready_ms),
             "all_ready_ms": _ms(_latest(all_residents)),
             "failed": failure,
+            **_followed(self._lane.governor),
             "backend": f"{conditions.backend} {conditions.precision}",
             "hardware": conditions.hardware,
         }
         return Diagnostics(level=level, message=message, values=values)
+
+    def _warnings(self, active: Active, failure: str, history: list[bool]) -> Iterator[str]:
+        """What a user should know, the gravest first."""
+        if failure:
+            yield f"left out: {failure}"
+        governor = self._lane.governor
+        if not active.feasible:
+            yield f"no topology fits {self._lane.budget}: running the fastest"
+        if governor and governor.slowdown.device > SLOW:
+            yield f"{governor.slowdown.device:.2f} times as slow as profiled"
+        late = history.count(False) / len(history) if history else 0.0
+        if late > 0.01:
+            yield f"{100 * late:.1f} % of the last {len(history)} deadlines missed"
+        yield from self._watch.warnings if self._watch else ()
 
     def close(self) -> None:
         """Waits for a running inference and frees the topologies; later calls raise."""
@@ -353,6 +430,7 @@ class Runtime:
             self._closed = True
             for lane in self._lanes.values():
                 lane.stop()
+        self._watching.close()
 
     def __enter__(self) -> "Runtime":
         return self
@@ -393,6 +471,20 @@ def _open(
     from .deploy import made_again  # what compiles takes seconds to import
 
     return made_again(folder)
+
+
+def _followed(governor: Governor | None) -> dict[str, str]:
+    """What is known of the device's speed."""
+    if governor is None:
+        return {}
+    status = governor.status()
+    return {
+        "device": status.state,
+        "slowdown": f"{status.slowdown:.3f}",
+        "margin": f"{status.margin:.3f}",
+        "miss_rate": "" if status.miss_rate is None else f"{status.miss_rate:.4f}",
+        "target_miss_rate": f"{status.target:g}",
+    }
 
 
 def _latest(residents: Iterable[Residents]) -> float | None:

@@ -17,7 +17,15 @@ import pytest
 
 from edgestitch import ArtifactError, CompileError, InfeasibleError, MismatchError, Runtime, plan
 from edgestitch.artifact import load, save
-from edgestitch.backends import Backend, Compiled, Load, Request, Resident, backend
+from edgestitch.backends import (
+    Backend,
+    Compiled,
+    Load,
+    Request,
+    Resident,
+    available,
+    backend,
+)
 from edgestitch.deploy import compile_deployment, made_again
 from edgestitch.deployment import MANIFEST, SEGMENTS, Manifest, open_deployment, require_fit
 from edgestitch.device import detect
@@ -36,6 +44,7 @@ from edgestitch.testing import (
 )
 
 EAGER = backend("eager")
+AVAILABLE = [one.name for one in available("cpu")]
 
 
 def here() -> Instruments:
@@ -489,6 +498,30 @@ def test_a_backend_that_keeps_more_copies_is_divided_anew_or_refused(tmp_path, p
     with pytest.raises(InfeasibleError, match=r"2 MiB"):
         compiled_within(tmp_path / "d", parts, 2.0)
     assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.skipif("openvino" not in AVAILABLE, reason="openvino is not installed")
+def test_what_was_just_compiled_runs_as_what_is_opened_later_does(tmp_path, parts):
+    network, accuracy, chosen = parts
+    made = compile_deployment(
+        network,
+        chosen,
+        accuracy,
+        tmp_path / "d",
+        here(),
+        FEW_SAMPLES,
+        backend="openvino",
+        other_batches=(2,),
+    )
+    images = example_images(network.family, 2)
+    for deployment in (made, open_deployment(made.folder)):
+        with Runtime(deployment) as runtime:
+            assert runtime.diagnostics().values["failed"] == ""
+            for name in runtime.topologies:
+                runtime.switch(name)
+                expected = made.eager(name)(images)
+                np.testing.assert_allclose(runtime(images), expected, atol=1e-4)
+                np.testing.assert_allclose(runtime(images[:1]), expected[:1], atol=1e-4)
 
 
 # --- batch sizes ----------------------------------------------------------------------------------
