@@ -12,11 +12,14 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
+
 from .accuracy import Accuracy
-from .artifact import Artifact, Value, digest
-from .errors import InfeasibleError, MismatchError
+from .artifact import Artifact, Value, digest, load, read
+from .errors import ArtifactError, InfeasibleError, MismatchError
 from .profile import Profile, require_equal
 from .schedule import QUANTILE, Candidate, candidates
 
@@ -106,6 +109,43 @@ class Stream:
     def within_ms(self) -> float:
         """The deadline."""
         return self.period_ms if self.deadline_ms is None else self.deadline_ms
+
+
+class _StreamFile(Value, frozen=True, kw_only=True):
+    profile: str
+    accuracy: str
+    period_ms: float
+    deadline_ms: float | None = None
+    weight: float = 1.0
+    priority: int | None = None
+    interference: float = 1.0
+    quantile: float = QUANTILE
+
+
+def load_streams(path: Path) -> list[Stream]:
+    """The streams of a TOML file, a table each, whose files lie beside it.
+
+    Raises:
+        ArtifactError: it is no such file; the message names the key.
+        MismatchError, InfeasibleError, ValueError: as `Stream.of`.
+    """
+    try:
+        tables = msgspec.toml.decode(read(path), type=dict[str, _StreamFile])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{path} is no file of streams: {error}") from error
+    return [
+        Stream.of(
+            name,
+            load(Profile, path.parent / table.profile),
+            load(Accuracy, path.parent / table.accuracy),
+            **{
+                field: getattr(table, field)
+                for field in table.__struct_fields__
+                if field not in ("profile", "accuracy")
+            },
+        )
+        for name, table in tables.items()
+    ]
 
 
 class Assignment(Value, frozen=True, kw_only=True, omit_defaults=True):

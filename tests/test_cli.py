@@ -9,18 +9,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
 from click.testing import CliRunner
 
-from edgestitch import Profile
+from edgestitch import Profile, load_plan, load_profile
 from edgestitch import cli as command_line
 from edgestitch.accuracy import Accuracy
 from edgestitch.artifact import load, save
 from edgestitch.calibrate import Calibration
 from edgestitch.catalog import require_accuracy
 from edgestitch.complexity import Complexity
+from edgestitch.coschedule import JointPlan
 from edgestitch.data import save_images
 from edgestitch.evaluate import evaluate
 from edgestitch.network import load_network, save_network
@@ -459,3 +461,61 @@ def _wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+# --- budgets of other kinds ----------------------------------------------------------------------
+
+
+def planning(files: Path, options: str, out: Path) -> str:
+    return f"schedule {files}/profile.json {files}/accuracy.json {options} --out {out}"
+
+
+def test_a_plan_can_minimise_what_a_least_accuracy_costs(files, tmp_path):
+    edgestitch(planning(files, "--min-top1 1 --minimise latency", tmp_path / "p.json"))
+    plan = load_plan(tmp_path / "p.json")
+    (choice,) = plan.choices
+    profile = load_profile(files / "profile.json")
+    assert choice.topology == min(profile.costs, key=lambda c: c.bound_ms).topology
+    assert choice.budget.min_top1 == 1
+
+
+def test_a_plan_within_a_memory_says_what_it_is_worth(files, tmp_path):
+    options = "--memory-mib 100 --budget-ms 1000 --weight 1 --budget-ms 500 --weight 2"
+    said = edgestitch(planning(files, options, tmp_path / "p.json"))
+    assert "of 100 MiB are worth" in said
+    assert "nothing that fits is worth more" in said
+    residency = load_plan(tmp_path / "p.json").residency
+    assert residency is not None
+    assert residency.memory_mib < 100
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--budget-ms 5 --rate-hz 30 --battery-wh 5 --hours 1", "idle device"),
+        ("--weight 1", "give memory with them"),
+        ("--budget-ms 1000 --quantile 1.5", "quantile"),
+        ("--memory-mib 0.001 --budget-ms 1000", "MiB"),
+        ("--minimise energy --budget-ms 1000", "min_top1"),
+    ],
+)
+def test_budgets_that_mean_nothing_are_refused(files, tmp_path, options, message):
+    assert message in failure(planning(files, options, tmp_path / "p.json"))
+    assert not (tmp_path / "p.json").exists()
+
+
+def test_networks_on_one_device_are_chosen_together(files, tmp_path):
+    for name in ("profile.json", "accuracy.json"):
+        (tmp_path / name).write_bytes((files / name).read_bytes())
+    tables = "".join(
+        f'[{name}]\nprofile = "profile.json"\naccuracy = "accuracy.json"\nperiod_ms = {period}\n'
+        for name, period in (("front", 2000), ("rear", 4000))
+    )
+    (tmp_path / "streams.toml").write_text(tables)
+    said = edgestitch(f"coschedule {tmp_path}/streams.toml --out {tmp_path}/joint.json")
+    assert "front" in said
+    assert "rear" in said
+    joint = load(JointPlan, tmp_path / "joint.json")
+    assert all(one.response_ms <= one.deadline_ms for one in joint.assignments)
+    (tmp_path / "streams.toml").write_text(tables.replace("period_ms", "period"))
+    assert "no file of streams" in failure(f"coschedule {tmp_path}/streams.toml")
