@@ -904,13 +904,17 @@ def run(job: Job, parts: Sequence[str] = PARTS, until: float = float("inf")) -> 
         why = reason(Way.of(way), device) if way else None
         begun = time.perf_counter()
         found = {"failed": why} if why else _in_process(job, part, way, remaining)
-        path = path.with_suffix(".failed.json") if "failed" in found else path
+        why = found.get("failed")
+        failed = isinstance(
+            why, str
+        )  # latencies have candidates that failed, which is another thing
+        path = path.with_suffix(".failed.json") if failed else path
         path.write_text(json.dumps(found))
-        if "failed" not in found:
+        if not failed:
             path.with_suffix(".failed.json").unlink(missing_ok=True)
         print(
             f"{time.strftime('%H:%M:%S')} {job.family} {part} {way}: "
-            f"{found.get('failed') or f'{time.perf_counter() - begun:.0f} s'}",
+            f"{why if failed else f'{time.perf_counter() - begun:.0f} s'}",
             flush=True,
         )
     return left

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from .backends import Resident
-from .control import Governor, fixed_ms
+from .control import Governor, PowerLoop, fixed_ms
 from .deployment import Deployment
 from .errors import InfeasibleError
 from .frames import Frames
@@ -64,6 +64,8 @@ class Lane:
             self.governor = Governor(
                 self.plan.resident, fixed_ms=fixed_ms(deployment.profile), target=miss_rate
             )
+        self.power: PowerLoop | None = None
+        """What holds an average power; `None`: none is asked for."""
         self.residents = Residents(deployment, self.topologies, guard, self._refresh)
 
     def load_first(self) -> None:
@@ -90,7 +92,8 @@ class Lane:
         ready = dict(self.residents.ready)
         if not ready:  # closed
             return
-        beside = msgspec.structs.replace(self._budget, latency_ms=None)
+        # A power is kept in the mean, which is not for each topology.
+        beside = msgspec.structs.replace(self._budget, latency_ms=None, power_w=None)
         pool = [c for c in self.plan.resident if c.topology in ready and c.admitted(beside)]
         self._fits = bool(pool)
         # First what is looked up, then what chooses: a reader between the two finds what it needs.
@@ -100,7 +103,18 @@ class Lane:
             if c.topology in ready
             for feasible in (True, False)
         }
-        self.governor.admit(pool or [self._safety().candidate])
+        pool = pool or [self._safety().candidate]
+        self.governor.admit(pool)
+        self._hold_power(pool)
+
+    def _hold_power(self, pool: list[Candidate]) -> None:
+        wanted_w = self._budget.power_w
+        if wanted_w is None or all(candidate.energy_mj is None for candidate in pool):
+            self.power = None
+        elif self.power is None or self.power.budget_w != wanted_w:
+            self.power = PowerLoop(pool, wanted_w)
+        else:
+            self.power.admit(pool)
 
     # --- what runs ----------------------------------------------------------------------------
 
@@ -129,19 +143,33 @@ class Lane:
 
     @property
     def active(self) -> Active:
-        """What the next call runs."""
-        return self._pinned or self.within(self._budget.latency_ms, strict=False)
+        """What the next call runs, as far as it is known before it comes."""
+        if self._pinned:
+            return self._pinned
+        found = self._in_time(self._budget.latency_ms, strict=False)
+        return self._with_power(found, self.power.peek(found.candidate)) if self.power else found
 
-    def next(self, left_ms: float | None) -> Active:
-        """What a call runs that has so much of its deadline left; `None`: it has none.
+    def next(self, left_ms: float | None, *, pinned: bool = True) -> Active:
+        """What a call runs that has `left_ms` of its deadline left; `None`: it has none.
+
+        With `pinned` what is pinned runs, if something is.
 
         Raises:
             InfeasibleError: nothing would meet it and it is strict.
         """
-        return self._pinned or self.within(left_ms, strict=self._strict)
+        if pinned and self._pinned:
+            return self._pinned
+        found = self._in_time(left_ms, strict=self._strict)
+        return self._with_power(found, self.power.decide(found.candidate)) if self.power else found
 
-    def within(self, left_ms: float | None, *, strict: bool) -> Active:
-        """The most accurate topology in that time and within the other budgets, pinned or not."""
+    def _with_power(self, found: Active, candidate: Candidate) -> Active:
+        """What was found for the deadline, or the more frugal topology that the power allows."""
+        assert self.power is not None
+        key = (candidate.topology, found.feasible and self.power.feasible)
+        return self._actives.get(key, found)
+
+    def _in_time(self, left_ms: float | None, *, strict: bool) -> Active:
+        """The most accurate topology in that time and within the other budgets."""
         if self.governor is None:
             return self._planned(left_ms, strict=strict)
         candidate, feasible = self.governor.decide(left_ms)

@@ -20,12 +20,13 @@ import msgspec
 import numpy as np
 
 from .artifact import Value
-from .control import Event, Governor, Watch
+from .control import Event, Governor, PowerLoop, Watch, readings
 from .deployment import Deployment, open_deployment, require_fit
-from .device import resolve
+from .device import descriptor, resolve
 from .errors import DeviceError, MismatchError
 from .frames import like, viewed
 from .lane import Active, Lane
+from .meters import Meter, find_meter
 from .residents import Residents
 from .schedule import Budget
 from .sensors import State, find_sensors
@@ -72,7 +73,7 @@ class Runtime:
     """A deployment in memory; calls run the best topology under the budgets of the moment.
 
     Budgets are upper bounds: `budget_ms` for the latency of a call, `budget_mj` for its energy,
-    `budget_w` for the average power while it runs; `None` leaves one free, and without any the
+    `budget_w` for the average power, kept by topologies in turn and by what a meter says; `None` leaves one free, and without any the
     most accurate topology runs. A budget that cannot be met runs the fastest topology and the
     result says so; with `strict` it raises `InfeasibleError`.
 
@@ -95,6 +96,8 @@ class Runtime:
             loaded in the background, and until then the best that is ready runs.
         miss_rate: share of deadlines that may be missed in the long run; `None`: the profile is taken to
             hold, and nothing is followed.
+        meter: what an average power is held by; without, the device's, looked for when there is a
+            `budget_w`. Without any that works, the profile's numbers hold.
         rebuild: compile and measure again what was made for another machine or another version of
             its backend; without, that is an error.
 
@@ -117,12 +120,12 @@ class Runtime:
         topologies: Iterable[object] | None = None,
         wait: bool = True,
         miss_rate: float | None = 0.01,
+        meter: Meter | None = None,
         rebuild: bool = True,
     ) -> None:
         budget = Budget(latency_ms=budget_ms, power_w=budget_w, energy_mj=budget_mj)
         self._deployment = _open(deployment, rebuild=rebuild, whole=wait)
         self._require_measured(budget)
-        self._strict = strict
         self._closed = False
         self._inference = threading.Lock()
         self._control = threading.Lock()
@@ -144,10 +147,12 @@ class Runtime:
         require_fit([(lane.deployment, lane.topologies) for lane in self._lanes.values()])
         for lane in self._lanes.values():
             lane.load_first()
+        self._watching = contextlib.ExitStack()
+        self._meter = meter
+        self._metering = False
         self._set(budget)
         for lane in self._lanes.values():
             lane.residents.load_rest()
-        self._watching = contextlib.ExitStack()
         self._watch: Watch | None = None
         self._sensed: State | None = None
         self._mode_changed = False
@@ -224,6 +229,18 @@ class Runtime:
             lane.best(budget)  # raises before any of them is changed
         for lane in self._lanes.values():
             lane.budget = budget
+        if self._lane.power and not self._metering:
+            self._metering = True
+            self._watching.enter_context(readings(self._find_meter, self._metered))
+
+    def _find_meter(self) -> Meter:
+        device = resolve(self._deployment.manifest.conditions.device)
+        return self._meter or find_meter(device, totals=descriptor(device.name).rails.totals)
+
+    def _metered(self, time_s: float, power_w: float | None) -> None:
+        for lane in self._lanes.values():
+            if lane.power:
+                lane.power.reading(time_s, power_w)
 
     def _require_measured(self, budget: Budget) -> None:
         if budget.energy_mj is None and budget.power_w is None:
@@ -346,15 +363,14 @@ class Runtime:
         now = time.monotonic_ns()
         if deadline_ns is not None:
             until = (deadline_ns - now) / 1e6
-            return lane.within(until, strict=self._strict), (deadline_ns - start) / 1e6, until
+            return lane.next(until, pinned=False), (deadline_ns - start) / 1e6, until
         limit = budget_ms if budget_ms is not None else lane.budget.latency_ms
         # What calls always take before this point is part of what was profiled; waiting is not.
         waited_ms = (now - came) / 1e6
         left = limit - waited_ms if limit is not None and waited_ms > WAITED_MS else limit
-        if budget_ms is None:
-            return lane.next(left), limit, left
-        Budget(latency_ms=budget_ms)  # refuses what is no budget
-        return lane.within(left, strict=self._strict), limit, left
+        if budget_ms is not None:
+            Budget(latency_ms=budget_ms)  # refuses what is no budget
+        return lane.next(left, pinned=budget_ms is None), limit, left
 
     def _record(self, latency_ms: float, met: bool | None) -> None:
         with self._counting:
@@ -405,6 +421,7 @@ class Runtime:
             "all_ready_ms": _ms(_latest(all_residents)),
             "failed": failure,
             **_followed(self._lane.governor),
+            **_held(self._lane.power),
             "backend": f"{conditions.backend} {conditions.precision}",
             "hardware": conditions.hardware,
         }
@@ -422,6 +439,9 @@ class Runtime:
         late = history.count(False) / len(history) if history else 0.0
         if late > 0.01:
             yield f"{100 * late:.1f} % of the last {len(history)} deadlines missed"
+        power = self._lane.power
+        if power and power.state != "measured":
+            yield f"average power: {power.reason}"
         yield from self._watch.warnings if self._watch else ()
 
     def close(self) -> None:
@@ -484,6 +504,17 @@ def _followed(governor: Governor | None) -> dict[str, str]:
         "margin": f"{status.margin:.3f}",
         "miss_rate": "" if status.miss_rate is None else f"{status.miss_rate:.4f}",
         "target_miss_rate": f"{status.target:g}",
+    }
+
+
+def _held(power: PowerLoop | None) -> dict[str, str]:
+    """How an average power is held."""
+    if power is None:
+        return {}
+    return {
+        "power_by": power.state,
+        "power_budget_w": f"{power.budget_w:.3f}",
+        "power_scale": f"{power.scale:.3f}",
     }
 
 

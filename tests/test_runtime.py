@@ -15,7 +15,8 @@ from edgestitch import DeviceError, InfeasibleError, Runtime
 from edgestitch.backends import Resident
 from edgestitch.deployment import Deployment
 from edgestitch.engine import check_program
-from edgestitch.testing import fake_deployment, toy_deployment, toy_network
+from edgestitch.meters import Trace
+from edgestitch.testing import ReplayMeter, fake_deployment, toy_deployment, toy_network
 
 COSTS = {"a:0:3": 1.0, "a:0:1+b:1:3": 2.0, "b:0:3": 4.0}
 IMAGE = np.zeros((1, 1, 8, 8), np.float32)
@@ -125,7 +126,7 @@ def test_energy_and_latency_bound_together():
         runtime.budget_mj = 35.0
         assert runtime.topology == "a:0:1+b:1:3"
         runtime.budget_w = 12.0  # 10, 15 and 10 W
-        assert runtime.topology == "a:0:3"
+        assert {runtime.infer(IMAGE).topology for _ in range(20)} == {"a:0:3", "a:0:1+b:1:3"}
         runtime.budget_mj = runtime.budget_w = None
         assert runtime.topology == "b:0:3"
 
@@ -621,3 +622,55 @@ def test_a_strict_runtime_says_that_the_device_is_too_slow():
         runtime.infer(IMAGE)
         with pytest.raises(InfeasibleError, match="times as slow as profiled"):
             runtime.infer(IMAGE)
+
+
+# --- an average power -----------------------------------------------------------------------------
+
+ENERGIES = {"a:0:3": 5.0, "a:0:1+b:1:3": 20.0, "b:0:3": 80.0}
+"""Of COSTS: 5, 10 and 20 W."""
+
+
+def test_topologies_in_turn_keep_an_average_power():
+    with Runtime(fake_deployment(COSTS, energies_mj=ENERGIES), budget_w=12.5) as runtime:
+        ran = [runtime.infer(IMAGE).topology for _ in range(400)]
+        assert runtime.diagnostics().values["power_budget_w"] == "12.500"
+    assert set(ran) == {"a:0:1+b:1:3", "b:0:3"}
+    energy = sum(ENERGIES[name] for name in ran)
+    took_ms = sum(COSTS[name] for name in ran)
+    assert energy / took_ms == pytest.approx(12.5, rel=0.02)
+
+
+def test_a_deadline_comes_before_an_average_power_and_neither_is_forgotten():
+    deployment = fake_deployment(COSTS, energies_mj=ENERGIES)
+    with Runtime(deployment, budget_w=12.5, budget_ms=1.5) as runtime:
+        assert {runtime.infer(IMAGE).topology for _ in range(20)} == {"a:0:3"}
+        runtime.budget_ms = None
+        runtime.budget_w = 4.0
+        result = runtime.infer(IMAGE)
+        assert result.topology == "a:0:3"
+        assert not result.feasible
+
+
+def test_an_average_power_follows_what_the_meter_says():
+    """The device uses twice what was profiled."""
+    gauge = ReplayMeter(
+        Trace(
+            quantity="power_w",
+            times_ns=time.perf_counter_ns() + np.arange(0, 60_000_000_000, 50_000_000),
+            values=20.0 + np.random.default_rng(0).normal(0, 0.1, 1200),
+            period_s=0.05,
+        )
+    )
+    deployment = fake_deployment(COSTS, energies_mj=ENERGIES)
+    with Runtime(deployment, budget_w=10.0, meter=gauge) as runtime:
+        runtime.infer(IMAGE)
+        until = time.monotonic() + 30
+        while runtime.diagnostics().values["power_by"] != "measured":
+            assert time.monotonic() < until
+            runtime.infer(IMAGE)
+            time.sleep(0.01)
+        while float(runtime.diagnostics().values["power_scale"]) < 1.2:
+            assert time.monotonic() < until
+            runtime.infer(IMAGE)
+            time.sleep(0.01)
+        assert "a:0:3" in {runtime.infer(IMAGE).topology for _ in range(20)}

@@ -1,7 +1,7 @@
 """Backends: what executes a topology's segments.
 
 A backend is three functions: whether it works here, how a segment is compiled to files, and how
-compiled segments become topologies that can be called. `BACKENDS` has them by name.
+compiled segments become topologies that can be called. `backend` gives them by name.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

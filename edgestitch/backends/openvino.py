@@ -73,11 +73,17 @@ def _load(compiled: Compiled) -> Load:
         "NUM_STREAMS": 1,
     }
 
+    first = {chain[0] for chain in compiled.chains.values()}
+    last = {chain[-1] for chain in compiled.chains.values()}
+
     @cache
     def model(segment: str) -> Any:
         path = compiled.folder / f"{segment}.xml"
         try:
-            found = core.compile_model(path, "CPU", settings)
+            read = core.read_model(path)
+            if compiled.precision == "bf16":
+                read = _in_bf16(read, takes=segment not in first, gives=segment not in last)
+            found = core.compile_model(read, "CPU", settings)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise CompileError(f"openvino cannot load {compiled.folder}: {reason}") from error
@@ -85,15 +91,18 @@ def _load(compiled: Compiled) -> Load:
         return found
 
     @cache
-    def tensor(shape: tuple[int, ...], turn: int) -> Any:
-        return openvino.Tensor(openvino.Type.f32, openvino.Shape(shape))
+    def tensor(kind: Any, shape: tuple[int, ...], turn: int) -> Any:
+        return openvino.Tensor(kind, openvino.Shape(shape))
+
+    def place(port: Any, turn: int) -> Any:
+        return tensor(port.element_type, tuple(port.shape), turn)
 
     @cache
     def request(segment: str, turn: int) -> Any:
         found = model(segment)
         one = found.create_infer_request()
-        one.set_input_tensor(tensor(tuple(found.input(0).shape), turn))
-        one.set_output_tensor(tensor(tuple(found.output(0).shape), 1 - turn))
+        one.set_input_tensor(place(found.input(0), turn))
+        one.set_output_tensor(place(found.output(0), 1 - turn))
         return one
 
     def load(topology: str) -> Resident:
@@ -102,6 +111,19 @@ def _load(compiled: Compiled) -> Load:
         return Resident(run=_run(requests), marked=_marked(requests))
 
     return load
+
+
+def _in_bf16(model: Any, *, takes: bool, gives: bool) -> Any:
+    """The model with input, output or both in bfloat16, as it computes: a border converts nothing."""
+    from openvino import Type
+    from openvino.preprocess import PrePostProcessor
+
+    types = PrePostProcessor(model)
+    if takes:
+        types.input().tensor().set_element_type(Type.bf16)
+    if gives:
+        types.output().tensor().set_element_type(Type.bf16)
+    return types.build()
 
 
 def _give_back(weights: Path) -> None:

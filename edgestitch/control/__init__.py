@@ -8,7 +8,7 @@ watch      power modes and throttling, once a second
 """
 
 from .governor import Decision, Governor, Status
-from .power import PowerLoop
+from .power import PowerLoop, readings
 from .slowdown import fixed_ms
 from .watch import Event, Watch
 
@@ -20,4 +20,5 @@ __all__ = [
     "Status",
     "Watch",
     "fixed_ms",
+    "readings",
 ]

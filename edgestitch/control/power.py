@@ -16,12 +16,17 @@ A meter that says nothing, or the same number for too long, is not believed: the
 the profile's own numbers are used, and `state` says so.
 """
 
+import threading
+import time
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from math import exp, isfinite
 from typing import Literal
 
 from edgestitch.errors import DeviceError
+from edgestitch.meters import Meter
+from edgestitch.meters.window import mean_power_w
 from edgestitch.schedule import Candidate
 
 SMOOTH_S = 3.0
@@ -112,6 +117,10 @@ class PowerLoop:
         self._changed_s = 0.0
 
     @property
+    def budget_w(self) -> float:
+        return self._budget_w
+
+    @property
     def allowed_w(self) -> float:
         """Average power by the profile's numbers that the next frames may have."""
         return max((self._budget_w - self.debt_j / REPAY_S) / self.scale, 0.0)
@@ -123,13 +132,12 @@ class PowerLoop:
 
     def decide(self, at_most: Candidate | None = None) -> Candidate:
         """The step that the next frame runs; `at_most` is what its deadline allows, if it has one."""
-        step = self._mixed()
-        if at_most is not None and at_most.latency_ms < step[2].latency_ms:
-            known = self._points.get(at_most.topology)
-            if known is None:  # what it uses is not known; the deadline comes first
-                return at_most
-            step = known
-        power_w, slot_ms, candidate = step
+        candidate = self.peek(at_most)
+        if candidate.topology not in self._points:
+            return candidate
+        power_w, slot_ms, _ = self._points[candidate.topology]
+        if not self._powers_w[0] <= self.allowed_w < self._powers_w[-1]:
+            self._bank_mj = 0.0  # nothing is mixed, so nothing is saved for later
         # What is saved is spent as soon as there is some: the sum never strays by a frame's energy.
         most = (self._powers_w[-1] - self._powers_w[0]) * slot_ms
         banked = self._bank_mj + (self.allowed_w - power_w) * slot_ms
@@ -138,11 +146,17 @@ class PowerLoop:
         self._took_ms += slot_ms
         return candidate
 
+    def peek(self, at_most: Candidate | None = None) -> Candidate:
+        """What `decide` would answer."""
+        step = self._mixed()
+        if at_most is not None and at_most.latency_ms < step[2].latency_ms:
+            return at_most  # where what it uses is not known, the deadline comes first all the same
+        return step[2]
+
     def _mixed(self) -> _Point:
         """The step above what is allowed if there is something saved, else that below."""
         hull, above = self._hull, bisect_right(self._powers_w, self.allowed_w)
-        if above == 0 or above == len(hull):
-            self._bank_mj = 0.0
+        if above == 0 or above == len(hull):  # nothing to mix
             return hull[max(above - 1, 0)]
         return hull[above if self._bank_mj >= 0 else above - 1]
 
@@ -205,6 +219,38 @@ class PowerLoop:
         self.state, self.reason = "profile", f"{why}: going by the profile's numbers"
         self.scale = max(self.scale, 1.0)
         self.debt_j = max(self.debt_j, 0.0)
+
+
+@contextmanager
+def readings(
+    find: Callable[[], Meter], tell: Callable[[float, float | None], object], period_s: float = 1.0
+) -> Iterator[None]:
+    """Brings a meter's mean power once a period, in a thread of its own, until the context is left.
+
+    Args:
+        find: Gives the meter; it is called in that thread, since looking for one takes a while.
+        tell: Called with the end of each period, in seconds of the host's monotonic clock, and the
+            mean power in watts, or `None` where the meter did not say.
+        period_s: Over which each mean is taken.
+    """
+    stop = threading.Event()
+
+    def work() -> None:
+        meter = find()
+        while meter.reason is None and not stop.is_set():
+            with meter.record() as recording:
+                start_ns = time.perf_counter_ns()
+                stop.wait(period_s)
+                end_ns = time.perf_counter_ns()
+            tell(end_ns / 1e9, mean_power_w(recording.trace, start_ns, end_ns))
+
+    thread = threading.Thread(target=work, name="edgestitch-power", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(5.0)  # a driver that hangs must not hold the robot up
 
 
 def _hull(points: list[_Point]) -> list[_Point]:
