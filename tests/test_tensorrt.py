@@ -60,7 +60,7 @@ def release(request, monkeypatch, tmp_path):
         SimpleNamespace(version=version, PackageNotFoundError=PackageNotFoundError),
     )
     monkeypatch.setattr(trt_compile, "_PACKAGES", {"torch-tensorrt": fake_tensorrt.__name__})
-    monkeypatch.setattr(trt_compile, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
     monkeypatch.setattr(
         torch.cuda,
         "current_stream",

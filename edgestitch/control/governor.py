@@ -11,7 +11,7 @@ what has become faster only after `dwell` calls that all say so, and by more tha
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from math import ceil, isfinite, log
+from math import ceil, inf, log
 from typing import Literal, NamedTuple
 
 from edgestitch.artifact import Value
@@ -20,6 +20,8 @@ from edgestitch.schedule import Candidate, staircase
 from .margin import Margin
 from .slowdown import Slowdown
 
+LEAST_MS = 1e-6
+"""A nanosecond: what takes less was not measured."""
 RISE = 0.02
 """Share of a budget by which there must be more room before a more accurate topology is tried."""
 
@@ -143,7 +145,7 @@ class Governor:
     def observe(self, topology: str, latency_ms: float, deadline_ms: float | None = None) -> None:
         """Takes in what a call took and what it had, both from the moment of its decision."""
         candidate = self._known.get(topology)
-        if candidate is None or not (isfinite(latency_ms) and latency_ms > 0):
+        if candidate is None or not LEAST_MS <= latency_ms < inf:
             self._ignored += 1
             return
         expected_ms = self.slowdown.predict(candidate.latency_ms) * self.slowdown.caution
