@@ -104,8 +104,8 @@ class Residents:
         reason = self.failed.get(first, "")
         if self.eager:
             raise DeviceError(
-                f"{first} fails in eager PyTorch on the CPU as well: {reason}; check the image, the "
-                "memory that is left, and the deployment with `edgestitch verify`"
+                f"{first} fails in eager PyTorch on the CPU as well: {reason}; see whether memory is "
+                "left, or compile the deployment again"
             )
         try:
             run = self._deployment.eager(first)

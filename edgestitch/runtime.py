@@ -73,9 +73,9 @@ class Runtime:
     """A deployment in memory; calls run the best topology under the budgets of the moment.
 
     Budgets are upper bounds: `budget_ms` for the latency of a call, `budget_mj` for its energy,
-    `budget_w` for the average power, kept by topologies in turn and by what a meter says; `None` leaves one free, and without any the
-    most accurate topology runs. A budget that cannot be met runs the fastest topology and the
-    result says so; with `strict` it raises `InfeasibleError`.
+    `budget_w` for the average power, kept by topologies in turn and by what a meter says; `None`
+    leaves one free, and without any the most accurate topology runs. A budget that cannot be met runs
+    the fastest topology and the result says so; with `strict` it raises `InfeasibleError`.
 
     It keeps its deadlines when the device is slower than it was when profiled: what calls take is
     followed, and a faster topology runs while it must, with no more than `miss_rate` of the deadlines

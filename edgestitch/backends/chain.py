@@ -5,13 +5,16 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import Compiled, Load, Marked, OnDevice, Resident, Run
+
+if TYPE_CHECKING:
+    from edgestitch.network import StitchNetwork
 
 M = TypeVar("M", bound=nn.Module)
 Step = Callable[[Tensor], Tensor]
@@ -25,6 +28,12 @@ def in_precision(module: M, device: torch.device, dtype: torch.dtype) -> M:
     """The module on a device in a precision; in another than its own a copy, which leaves it as it is."""
     own = next(module.parameters()).dtype
     return (module if dtype == own else copy.deepcopy(module)).to(device, dtype)
+
+
+def loaded_network(compiled: Compiled) -> "StitchNetwork":
+    """The network whose weights are used, on the device, in the precision."""
+    device, dtype = torch.device(compiled.accelerator), DTYPES[compiled.precision]
+    return in_precision(compiled.network().eval(), device, dtype)
 
 
 def per_segment(segment: Callable[[str], Step], compiled: Compiled) -> Steps:

@@ -3,7 +3,7 @@
 import torch
 
 from . import Backend, Compiled, Load, Request
-from .chain import DTYPES, Step, Steps, chained, in_precision, per_segment
+from .chain import DTYPES, Step, Steps, chained, loaded_network, per_segment
 
 
 def nothing_to_compile(request: Request) -> None:
@@ -12,8 +12,7 @@ def nothing_to_compile(request: Request) -> None:
 
 def modules(compiled: Compiled) -> Steps:
     """Each segment as the network has it, on the device, in the precision."""
-    device, dtype = torch.device(compiled.accelerator), DTYPES[compiled.precision]
-    network = in_precision(compiled.network().eval(), device, dtype)
+    network = loaded_network(compiled)
 
     def segment(name: str) -> Step:
         return network.chain(compiled.atoms[name])

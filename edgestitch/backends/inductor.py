@@ -21,7 +21,7 @@ from edgestitch.errors import CompileError
 from edgestitch.network import structure
 
 from . import Backend, Compiled, Load, Request
-from .chain import DTYPES, Step, chained, in_precision, per_segment
+from .chain import DTYPES, Step, chained, in_precision, loaded_network, per_segment
 from .graphs import captured
 
 # torch._inductor.graph.GraphLowering.can_inline_constant
@@ -88,8 +88,8 @@ def _files(folder: Path, segment: str) -> list[Path]:
 
 
 def _load(compiled: Compiled) -> Load:
-    device, dtype = torch.device(compiled.accelerator), DTYPES[compiled.precision]
-    network = in_precision(compiled.network().eval(), device, dtype)
+    device = torch.device(compiled.accelerator)
+    network = loaded_network(compiled)
 
     def segment(name: str) -> Step:
         module = nn.Sequential(*network.chain(compiled.atoms[name]).children())

@@ -29,6 +29,8 @@ from edgestitch.meters import Meter
 from edgestitch.meters.window import mean_power_w
 from edgestitch.schedule import Candidate
 
+from .thread import running
+
 SMOOTH_S = 3.0
 """Time over which measured and predicted power are compared; longer than gauges average over."""
 REPAY_S = 5.0
@@ -233,9 +235,8 @@ def readings(
             mean power in watts, or `None` where the meter did not say.
         period_s: Over which each mean is taken.
     """
-    stop = threading.Event()
 
-    def work() -> None:
+    def work(stop: threading.Event) -> None:
         meter = find()
         while meter.reason is None and not stop.is_set():
             with meter.record() as recording:
@@ -244,13 +245,8 @@ def readings(
                 end_ns = time.perf_counter_ns()
             tell(end_ns / 1e9, mean_power_w(recording.trace, start_ns, end_ns))
 
-    thread = threading.Thread(target=work, name="edgestitch-power", daemon=True)
-    thread.start()
-    try:
+    with running(work, "edgestitch-power"):
         yield
-    finally:
-        stop.set()
-        thread.join(5.0)  # a driver that hangs must not hold the robot up
 
 
 def _hull(points: list[_Point]) -> list[_Point]:

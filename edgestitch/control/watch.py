@@ -12,6 +12,8 @@ from edgestitch import power
 from edgestitch.artifact import Value
 from edgestitch.sensors import Sensors, State, throttled
 
+from .thread import running
+
 
 class Event(Value, frozen=True, kw_only=True):
     """Something that changes what calls take or use."""
@@ -114,9 +116,8 @@ class Watch:
             then: Called after each look with the state, for its clocks.
             period_s: From the end of a look to the next.
         """
-        stop = threading.Event()
 
-        def work() -> None:
+        def work(stop: threading.Event) -> None:
             while True:
                 for event in self.look():
                     tell(event)
@@ -124,10 +125,5 @@ class Watch:
                 if stop.wait(period_s):
                     return
 
-        thread = threading.Thread(target=work, name="edgestitch-watch", daemon=True)
-        thread.start()
-        try:
+        with running(work, "edgestitch-watch"):
             yield
-        finally:
-            stop.set()
-            thread.join(5.0)  # a driver that hangs must not hold the robot up
