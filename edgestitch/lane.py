@@ -13,8 +13,9 @@ from .control import Governor, PowerLoop, fixed_ms
 from .deployment import Deployment
 from .errors import InfeasibleError
 from .frames import Frames
+from .mixing import Mix
 from .residents import Residents
-from .schedule import Budget, Candidate, Plan, choose
+from .schedule import Budget, Candidate, Plan, choose, with_idle
 
 
 class Active(NamedTuple):
@@ -59,6 +60,10 @@ class Lane:
         self._pinned: Active | None = None  # written alone: a switch costs one attribute
         self._pins: dict[str, Active] = {}
         self._budget = Budget()
+        self._each = Budget()
+        """What of the budget each frame keeps; the rest holds in the mean."""
+        self._turns: _Turns | None = None
+        """The topologies in turn that the plan has for the budget."""
         self.governor: Governor | None = None
         if miss_rate is not None:
             self.governor = Governor(
@@ -92,9 +97,8 @@ class Lane:
         ready = dict(self.residents.ready)
         if not ready:  # closed
             return
-        # A power is kept in the mean, which is not for each topology.
-        beside = msgspec.structs.replace(self._budget, latency_ms=None, power_w=None)
-        pool = [c for c in self.plan.resident if c.topology in ready and c.admitted(beside)]
+        beside = msgspec.structs.replace(self._each, latency_ms=None)
+        pool = _pool([c for c in self.plan.resident if c.topology in ready], beside)
         self._fits = bool(pool)
         # First what is looked up, then what chooses: a reader between the two finds what it needs.
         self._actives = {
@@ -108,11 +112,17 @@ class Lane:
         self._hold_power(pool)
 
     def _hold_power(self, pool: list[Candidate]) -> None:
-        wanted_w = self._budget.power_w
+        wanted_w = self._budget.average_w
         if wanted_w is None or all(candidate.energy_mj is None for candidate in pool):
             self.power = None
-        elif self.power is None or self.power.budget_w != wanted_w:
-            self.power = PowerLoop(pool, wanted_w)
+        elif self.power is None:
+            rate_hz = self._budget.rate_hz
+            self.power = PowerLoop(
+                pool,
+                wanted_w,
+                period_ms=None if rate_hz is None else 1e3 / rate_hz,
+                idle_w=self._budget.idle_w or 0.0,
+            )
         else:
             self.power.admit(pool)
 
@@ -135,11 +145,44 @@ class Lane:
             InfeasibleError: the plan has nothing that fits and it is strict; the last budget stays in
                 force.
         """
+        budget, mix = self._answered(budget)
         with self._control:
-            self.best(budget)
+            if mix is None:
+                self.best(budget)
+            if _pace(budget) != _pace(self._budget):
+                self.power = None  # what was saved or owed was of another one
             self._budget = budget
+            self._each = self._kept_by_each(budget, mix)
+            self._turns = None if mix is None else _Turns(mix, self._kept)
             self._pinned = None
             self._admit()
+
+    def check(self, budget: Budget) -> None:
+        """Raises what making it the budget would raise."""
+        budget, mix = self._answered(budget)
+        if mix is None:
+            self.best(budget)
+
+    def _answered(self, budget: Budget) -> tuple[Budget, Mix | None]:
+        """The budget with its idle power, and the mix that the plan has for it.
+
+        A meter holds an average power, mixing by itself; there the plan's mix is not needed.
+        """
+        choice = self._kept.choice(budget)
+        if choice is None:
+            return with_idle(budget, self.deployment.profile), None
+        known = {candidate.topology for candidate in self._kept.resident}
+        mix = choice.mix
+        if mix is None or (self.governor and choice.budget.average_w is not None):
+            return choice.budget, None
+        return choice.budget, mix if all(s.topology in known for s in mix.shares) else None
+
+    def _kept_by_each(self, budget: Budget, mix: Mix | None) -> Budget:
+        if mix is not None:
+            return budget.per_frame
+        if self.governor is None:
+            return budget
+        return msgspec.structs.replace(budget, power_w=None, battery_wh=None, duration_h=None)
 
     @property
     def active(self) -> Active:
@@ -147,7 +190,9 @@ class Lane:
         if self._pinned:
             return self._pinned
         found = self._in_time(self._budget.latency_ms, strict=False)
-        return self._with_power(found, self.power.peek(found.candidate)) if self.power else found
+        if self.power:
+            return self._with_power(found, self.power.peek(found.candidate))
+        return self._in_turn(found, self._turns.next) if self._turns else found
 
     def next(self, left_ms: float | None, *, pinned: bool = True) -> Active:
         """What a call runs that has `left_ms` of its deadline left; `None`: it has none.
@@ -160,7 +205,16 @@ class Lane:
         if pinned and self._pinned:
             return self._pinned
         found = self._in_time(left_ms, strict=self._strict)
-        return self._with_power(found, self.power.decide(found.candidate)) if self.power else found
+        if self.power:
+            return self._with_power(found, self.power.decide(found.candidate))
+        return self._in_turn(found, self._turns.take()) if self._turns else found
+
+    def _in_turn(self, found: Active, candidate: Candidate) -> Active:
+        """What is next in the plan's mix, or what was found for the deadline where that is faster."""
+        resident = self.residents.ready.get(candidate.topology)
+        if resident is None or found.candidate.latency_ms < candidate.latency_ms:
+            return found
+        return Active(candidate, resident, found.feasible)
 
     def _with_power(self, found: Active, candidate: Candidate) -> Active:
         """What was found for the deadline, or the more frugal topology that the power allows."""
@@ -173,7 +227,8 @@ class Lane:
         if self.governor is None:
             return self._planned(left_ms, strict=strict)
         candidate, feasible = self.governor.decide(left_ms)
-        feasible = feasible and self._fits
+        enough = candidate.top1 >= (self._each.min_top1 or 0.0)
+        feasible = feasible and self._fits and enough
         if strict and not feasible:
             raise InfeasibleError(
                 f"nothing that is ready keeps a deadline {left_ms} ms away: the device is "
@@ -187,7 +242,7 @@ class Lane:
             if strict:
                 raise InfeasibleError(f"the deadline passed {-left_ms:.3g} ms ago")
             return self._safety()
-        budget = msgspec.structs.replace(self._budget, latency_ms=left_ms)
+        budget = msgspec.structs.replace(self._each, latency_ms=left_ms)
         try:
             return self.best(budget)
         except InfeasibleError:
@@ -280,6 +335,38 @@ class Lane:
         """Lets go of what was loaded."""
         self.residents.stop()
         self._pins.clear()
+
+
+class _Turns:
+    """The topologies of a mix, one a frame; `next` is looked at, `take` takes it."""
+
+    def __init__(self, mix: Mix, plan: Plan) -> None:
+        self._known = {candidate.topology: candidate for candidate in plan.resident}
+        self._sequence = mix.sequence()
+        self.next = self._known[next(self._sequence)]
+
+    def take(self) -> Candidate:
+        taken, self.next = self.next, self._known[next(self._sequence)]
+        return taken
+
+
+def _pool(there: list[Candidate], budget: Budget) -> list[Candidate]:
+    """What a deadline may choose from: all that is within the other bounds.
+
+    Under a least accuracy the cheapest that has it, and what is faster, for when that would be late.
+    """
+    within = [candidate for candidate in there if candidate.admitted(budget)]
+    if budget.min_top1 is None or not within:
+        return within
+    wanted = choose(within, budget)
+    others = msgspec.structs.replace(budget, min_top1=None, minimise=None)
+    faster = [c for c in there if c.latency_ms < wanted.latency_ms and c.admitted(others)]
+    return [*faster, wanted]
+
+
+def _pace(budget: Budget) -> tuple[float | None, float | None, float | None]:
+    """What a power loop is about."""
+    return budget.average_w, budget.rate_hz, budget.idle_w
 
 
 def _kept(plan: Plan, topologies: Iterable[object] | None) -> Plan:

@@ -77,6 +77,10 @@ class Runtime:
     leaves one free, and without any the most accurate topology runs. A budget that cannot be met runs
     the fastest topology and the result says so; with `strict` it raises `InfeasibleError`.
 
+    `budget` takes all that a plan can be made for: a rate, a battery, a least accuracy. Where the plan
+    was made for that very budget and has a mix for it, its topologies run in turn, and what is not a
+    deadline holds in the mean.
+
     It keeps its deadlines when the device is slower than it was when profiled: what calls take is
     followed, and a faster topology runs while it must, with no more than `miss_rate` of the deadlines
     missed where anything can keep them. Never one that the plan would not allow.
@@ -113,6 +117,7 @@ class Runtime:
         self,
         deployment: str | os.PathLike[str] | Deployment | None = None,
         *,
+        budget: Budget | None = None,
         budget_ms: float | None = None,
         budget_w: float | None = None,
         budget_mj: float | None = None,
@@ -123,7 +128,10 @@ class Runtime:
         meter: Meter | None = None,
         rebuild: bool = True,
     ) -> None:
-        budget = Budget(latency_ms=budget_ms, power_w=budget_w, energy_mj=budget_mj)
+        bounds = {"latency_ms": budget_ms, "power_w": budget_w, "energy_mj": budget_mj}
+        if budget is not None and any(bound is not None for bound in bounds.values()):
+            raise ValueError("give budget, or budget_ms, budget_w and budget_mj, not both")
+        budget = budget or Budget(**bounds)
         self._deployment = _open(deployment, rebuild=rebuild, whole=wait)
         self._require_measured(budget)
         self._closed = False
@@ -194,6 +202,11 @@ class Runtime:
     def budget(self) -> Budget:
         return self._lane.budget
 
+    @budget.setter
+    def budget(self, budget: Budget) -> None:
+        with self._control:
+            self._set(budget)
+
     @property
     def budget_ms(self) -> float | None:
         return self.budget.latency_ms
@@ -226,7 +239,7 @@ class Runtime:
         """Makes a budget the current one, or raises and leaves the last one in force."""
         self._require_measured(budget)
         for lane in self._lanes.values():
-            lane.best(budget)  # raises before any of them is changed
+            lane.check(budget)  # raises before any of them is changed
         for lane in self._lanes.values():
             lane.budget = budget
         if self._lane.power and not self._metering:
@@ -243,7 +256,7 @@ class Runtime:
                 lane.power.reading(time_s, power_w)
 
     def _require_measured(self, budget: Budget) -> None:
-        if budget.energy_mj is None and budget.power_w is None:
+        if budget.energy_mj is None and budget.average_w is None and budget.minimise != "energy":
             return
         profile = self._deployment.profile
         if profile.energy_reason is not None:

@@ -105,12 +105,22 @@ class Budget(Value, frozen=True, kw_only=True, omit_defaults=True):
         return self.battery_wh / self.duration_h
 
     @property
+    def average_w(self) -> float | None:
+        """The average power that it allows: the lower one of its power and its battery's."""
+        found = [power for power in (self.power_w, self.battery_w) if power is not None]
+        return min(found, default=None)
+
+    @property
+    def per_frame(self) -> "Budget":
+        """What of it every frame must keep; the rest holds in the mean. See `mixture`."""
+        return Budget(latency_ms=self.latency_ms, rate_hz=self.rate_hz)
+
+    @property
     def frame_mj(self) -> float | None:
         """The average energy that a frame may take, idling included; the least of all bounds."""
         found = [] if self.energy_mj is None else [self.energy_mj]
         if self.rate_hz is not None:
-            powers = (self.power_w, self.battery_w)
-            found += [1e3 * power / self.rate_hz for power in powers if power is not None]
+            found += [] if self.average_w is None else [1e3 * self.average_w / self.rate_hz]
         return min(found, default=None)
 
     @property
@@ -651,6 +661,20 @@ class Plan(Artifact, frozen=True, kw_only=True, dict=True, omit_defaults=True):
                 return best[step - 1]
         return choose(self.resident, budget)
 
+    def choice(self, budget: Budget) -> Choice | None:
+        """What it answers to one of the budgets that it was made for; `None`: not for that one.
+
+        Where the idle power was the profile's own, a budget without one is meant as well.
+        """
+        return next(
+            (
+                choice
+                for choice in self.choices
+                if budget in (choice.budget, msgspec.structs.replace(choice.budget, idle_w=None))
+            ),
+            None,
+        )
+
     @cached_property
     def _staircase(self) -> tuple[list[float], list[Candidate]]:
         return staircase(self.resident)
@@ -704,7 +728,7 @@ def plan(
             power of the idle device.
     """
     given = (budgets,) if isinstance(budgets, Budget) else tuple(budgets)
-    asked = tuple(_with_idle(budget, profile) for budget in given)
+    asked = tuple(with_idle(budget, profile) for budget in given)
     pool = candidates(profile, accuracy, quantile=quantile, samples_ns=samples_ns)
     front = pareto_front(pool)
     chosen = [] if mix and memory is None else [choose(front, budget) for budget in asked]
@@ -740,7 +764,7 @@ def plan(
     )
 
 
-def _with_idle(budget: Budget, profile: Profile) -> Budget:
+def with_idle(budget: Budget, profile: Profile) -> Budget:
     """The budget with the profile's idle power, where it needs one and has none."""
     if not budget.paced or budget.idle_w is not None or profile.energy is None:
         return budget

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from edgestitch.backends import Resident
 from edgestitch.deployment import Deployment
 from edgestitch.engine import check_program
 from edgestitch.meters import Trace
+from edgestitch.schedule import Budget, Choice, mixture
 from edgestitch.testing import ReplayMeter, fake_deployment, toy_deployment, toy_network
 
 COSTS = {"a:0:3": 1.0, "a:0:1+b:1:3": 2.0, "b:0:3": 4.0}
@@ -674,3 +676,95 @@ def test_an_average_power_follows_what_the_meter_says():
             runtime.infer(IMAGE)
             time.sleep(0.01)
         assert "a:0:3" in {runtime.infer(IMAGE).topology for _ in range(20)}
+
+
+# --- budgets that hold in the mean ----------------------------------------------------------------
+
+
+def planned(budget: Budget, dwell: int = 1) -> Deployment:
+    """A deployment whose plan has a mix for that budget."""
+    deployment = fake_deployment(COSTS, energies_mj=ENERGIES)
+    resident = deployment.plan.resident
+    mix = mixture(resident, budget, dwell=dwell)
+    choice = Choice(budget=budget, topology=mix.single or resident[0].topology, mix=mix)
+    plan = msgspec.structs.replace(deployment.plan, choices=(choice,))
+    return dataclasses.replace(deployment, plan=plan)
+
+
+IN_TURN = Budget(energy_mj=30.0)
+"""Five frames of 20 mJ for each of 80 mJ."""
+
+
+@pytest.mark.parametrize("miss_rate", [0.01, None])
+def test_the_mix_of_a_plan_is_run_and_keeps_its_mean_at_every_frame(miss_rate):
+    with Runtime(planned(IN_TURN), budget=IN_TURN, miss_rate=miss_rate) as runtime:
+        results = [runtime.infer(IMAGE) for _ in range(300)]
+    ran = [result.topology for result in results]
+    assert all(result.feasible for result in results)
+    assert ran.count("b:0:3") == 50
+    assert ran.count("a:0:1+b:1:3") == 250
+    used = np.cumsum([ENERGIES[name] for name in ran])
+    assert (used <= 30.0 * np.arange(1, 301) + max(ENERGIES.values())).all()
+
+
+def test_a_mix_dwells_as_it_was_planned_to():
+    with Runtime(planned(IN_TURN, dwell=10), budget=IN_TURN) as runtime:
+        ran = [runtime.infer(IMAGE).topology for _ in range(600)]
+    assert all(len(set(ran[begin : begin + 10])) == 1 for begin in range(0, 600, 10))
+    assert ran.count("b:0:3") == 100
+
+
+def test_what_a_mix_runs_next_can_be_looked_at():
+    with Runtime(planned(IN_TURN), budget=IN_TURN) as runtime:
+        for _ in range(20):
+            assert runtime.topology == runtime.topology == runtime.infer(IMAGE).topology
+
+
+def test_in_a_mix_a_deadline_comes_first():
+    with Runtime(planned(IN_TURN), budget=IN_TURN) as runtime:
+        assert {runtime.infer(IMAGE, budget_ms=1.5).topology for _ in range(20)} == {"a:0:3"}
+
+
+def test_another_budget_ends_a_mix():
+    with Runtime(planned(IN_TURN), budget=IN_TURN) as runtime:
+        runtime.budget_mj = 31.0
+        assert {runtime.infer(IMAGE).topology for _ in range(20)} == {"a:0:1+b:1:3"}
+        runtime.budget = IN_TURN
+        assert len({runtime.infer(IMAGE).topology for _ in range(20)}) == 2
+
+
+def test_a_mix_of_which_something_was_left_out_is_not_run():
+    kept = ["a:0:3", "a:0:1+b:1:3"]
+    with Runtime(planned(IN_TURN), budget=IN_TURN, topologies=kept) as runtime:
+        assert {runtime.infer(IMAGE).topology for _ in range(20)} == {"a:0:1+b:1:3"}
+
+
+@pytest.mark.parametrize("miss_rate", [0.01, None])
+def test_where_the_accuracy_is_enough_the_cheapest_runs(miss_rate):
+    deployment = fake_deployment(COSTS, energies_mj=ENERGIES)
+    with Runtime(deployment, budget=Budget(min_top1=54.0), miss_rate=miss_rate) as runtime:
+        result = runtime.infer(IMAGE)
+        assert (result.topology, result.feasible) == ("a:0:1+b:1:3", True)
+        late = runtime.infer(IMAGE, budget_ms=1.5)
+        assert (late.topology, late.feasible) == ("a:0:3", False)
+
+
+def test_a_battery_at_a_rate_is_held_with_the_waiting():
+    """At 100 Hz and 2 W of idling a frame uses 23, 36 and 92 mJ; the battery has 50 for each."""
+    battery = Budget(battery_wh=5.0, duration_h=1.0, rate_hz=100.0, idle_w=2.0)
+    deployment = fake_deployment(COSTS, energies_mj=ENERGIES)
+    with Runtime(deployment, budget=battery) as runtime:
+        ran = [runtime.infer(IMAGE).topology for _ in range(400)]
+    used = [ENERGIES[name] + 2.0 * (10.0 - COSTS[name]) for name in ran]
+    assert np.mean(used) == pytest.approx(50.0, rel=0.01)
+
+
+def test_a_budget_that_needs_the_idle_power_says_so():
+    deployment = fake_deployment(COSTS, energies_mj=ENERGIES)
+    with pytest.raises(ValueError, match="needs the power of the idle device"):
+        Runtime(deployment, budget=Budget(power_w=5.0, rate_hz=100.0))
+
+
+def test_one_budget_is_given_in_one_way():
+    with pytest.raises(ValueError, match="not both"):
+        Runtime(fake_deployment(COSTS), budget=Budget(latency_ms=1.0), budget_ms=1.0)
