@@ -31,8 +31,10 @@ from .networks import estimated_profile
 
 if TYPE_CHECKING:
     from edgestitch.device import Device
+    from edgestitch.instruments import Instruments
     from edgestitch.measure import MeasureSettings
-    from edgestitch.profile import Load, Profile
+    from edgestitch.profile import Conditions, Load, Profile
+    from edgestitch.verify import Verification
 
 
 @verb("edgestitch env")
@@ -205,7 +207,7 @@ def profile(
 
 
 @verb("edgestitch verify profile.json")
-@click.argument("profile_file", metavar="PROFILE", type=click.Path(path_type=Path))
+@click.argument("what", metavar="PROFILE|DEPLOYMENT", type=click.Path(path_type=Path))
 @click.argument("network", required=False)
 @click.option("--number", default=5, show_default=True, type=click.IntRange(2), help="Topologies.")
 @click.option(
@@ -216,59 +218,106 @@ def profile(
     help="Relative change of a median that is let pass.",
 )
 @json_option
-def verify(
-    profile_file: Path, network: str | None, number: int, tolerance: float, as_json: bool
-) -> None:
-    """Whether PROFILE still holds: measures a few of its topologies again.
+def verify(what: Path, network: str | None, number: int, tolerance: float, as_json: bool) -> None:
+    """Whether a PROFILE or a DEPLOYMENT still holds.
+
+    A profile: a few of its topologies are measured again. A deployment: all its files are as they were
+    written, its topologies equal eager, and a few take the time that they took.
 
     Exit code 0: it holds; 1: no longer; 3: this is another network, device, mode, driver or backend,
     or it cannot be measured here as it was.
-    NETWORK may be left out where the profile is of shipped or of random weights.
+    NETWORK, the weights of a PROFILE, may be left out where they ship or are random.
     """
-    from edgestitch.report import format_ms
-
-    profile = load_profile(profile_file)
     try:
-        from edgestitch.device import resolve
-
-        # What the profile is of, if that can be had here; else this machine, to say what it is.
-        found = resolve("cpu" if profile.conditions.device == "cpu" else "auto")
-        from edgestitch.instruments import find_instruments
-        from edgestitch.verify import verify as run
-
-        loaded, _ = network_or_random(network or profile.family)
-        with progress_bar() as progress:
-            result = run(
-                profile,
-                loaded,
-                find_instruments(found, energy=False),
-                number=number,
-                tolerance=tolerance,
-                progress=progress,
-            )
+        if what.is_dir():
+            if network is not None:
+                raise click.UsageError("a deployment has its own network: leave NETWORK out")
+            holds = _verify_deployment(what, number, tolerance, as_json)
+        else:
+            holds = _verify_profile(what, network, number, tolerance, as_json)
     except (MismatchError, DeviceError) as error:
         print(f"edgestitch: not comparable: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(3)
+    sys.exit(0 if holds else 1)
+
+
+def _verify_profile(
+    path: Path, network: str | None, number: int, tolerance: float, as_json: bool
+) -> bool:
+    profile = load_profile(path)
+    instruments = _instruments_like(profile.conditions)
+    from edgestitch.verify import verify as run
+
+    loaded, _ = network_or_random(network or profile.family)
+    with progress_bar() as progress:
+        result = run(
+            profile, loaded, instruments, number=number, tolerance=tolerance, progress=progress
+        )
     if as_json:
         print_json({"holds": result.holds, "verification": result})
-    else:
-        rows = [
-            [
-                replay.topology,
-                format_ms(replay.then_ms),
-                format_ms(replay.now_ms),
-                f"{replay.ratio:.3f}x",
-                "holds" if replay.holds else "no longer",
-            ]
-            for replay in result.replays
-        ]
-        print_table(
-            f"{profile.family} on {profile.conditions.label}, measured {profile.date}",
-            ["topology", "then", "now", "ratio", f"within {tolerance:.0%}"],
-            rows,
+        return result.holds
+    _print_replay(
+        f"{profile.family} on {profile.conditions.label}, measured {profile.date}", result
+    )
+    print("the profile holds" if result.holds else "the profile no longer holds: measure again")
+    return result.holds
+
+
+def _verify_deployment(folder: Path, number: int, tolerance: float, as_json: bool) -> bool:
+    from edgestitch.deployment import load_manifest
+
+    manifest = load_manifest(folder)
+    instruments = _instruments_like(manifest.conditions)
+    from edgestitch.verify import verify_deployment
+
+    with progress_bar() as progress:
+        found = verify_deployment(
+            folder, instruments, number=number, tolerance=tolerance, progress=progress
         )
-        print("the profile holds" if result.holds else "the profile no longer holds: measure again")
-    sys.exit(0 if result.holds else 1)
+    holds = all(one.holds for one in found)
+    if as_json:
+        print_json({"holds": holds, "inspections": found})
+        return holds
+    versions = ", ".join(f"{name} {version}" for name, version in found[0].versions.items())
+    print(f"{sum(one.files for one in found)} files are as they were written; {versions}")
+    for one in found:
+        failures = [equality for equality in one.equalities if equality.failure is not None]
+        worst = max((e.check.max_difference for e in one.equalities if e.check), default=None)
+        furthest = "" if worst is None else f", furthest {worst:.1e} of the largest logit"
+        sound = len(one.equalities) - len(failures)
+        print(f"batch {one.batch}: {sound} of {len(one.equalities)} equal eager{furthest}")
+        for equality in failures:
+            print(f"  {equality.topology}: {equality.failure}")
+        _print_replay(f"{manifest.family.name} on {manifest.conditions.label}", one.replay)
+    print("the deployment holds" if holds else "the deployment no longer holds: compile it again")
+    return holds
+
+
+def _instruments_like(conditions: "Conditions") -> "Instruments":
+    """Those of what was measured on, if that can be had here; else of this machine, to say what it is."""
+    from edgestitch.device import resolve
+
+    found = resolve("cpu" if conditions.device == "cpu" else "auto")
+    from edgestitch.instruments import find_instruments
+
+    return find_instruments(found, energy=False)
+
+
+def _print_replay(title: str, result: "Verification") -> None:
+    from edgestitch.report import format_ms
+
+    rows = [
+        [
+            replay.topology,
+            format_ms(replay.then_ms),
+            format_ms(replay.now_ms),
+            f"{replay.ratio:.3f}x",
+            "holds" if replay.holds else "no longer",
+        ]
+        for replay in result.replays
+    ]
+    columns = ["topology", "then", "now", "ratio", f"within {result.tolerance:.0%}"]
+    print_table(title, columns, rows)
 
 
 def _load(rate: float | None, idle_ms: float | None) -> "Load":
