@@ -41,7 +41,7 @@ def verified(*words: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def opened_as(monkeypatch, deployment: Deployment) -> None:
+def opened_as(monkeypatch: pytest.MonkeyPatch, deployment: Deployment) -> None:
     monkeypatch.setattr(verify, "open_deployment", lambda folder: deployment)
 
 
