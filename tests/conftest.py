@@ -1,10 +1,16 @@
 """Fixtures that several test files share; nothing here needs a GPU, a network or weights."""
 
 import os
+import signal
 
 # Toy networks gain nothing from threads, and OpenMP's wait for each other where the machine is busy:
 # that made this suite ten times slower. Before torch is imported, and for subprocesses as well.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A suite that a script starts in the background ignores Ctrl-C, and so would the programs that it
+# starts and interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 from hypothesis import HealthCheck, settings
