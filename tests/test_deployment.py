@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgestitch import ArtifactError, CompileError, InfeasibleError, MismatchError, Runtime, plan
+from edgestitch import ArtifactError, CompileError, InfeasibleError, MismatchError, Runtime
 from edgestitch.artifact import load, save
 from edgestitch.backends import (
     Backend,
@@ -27,7 +27,14 @@ from edgestitch.backends import (
     backend,
 )
 from edgestitch.deploy import compile_deployment, made_again
-from edgestitch.deployment import MANIFEST, SEGMENTS, Manifest, open_deployment, require_fit
+from edgestitch.deployment import (
+    MANIFEST,
+    SEGMENTS,
+    Deployment,
+    Manifest,
+    open_deployment,
+    require_fit,
+)
 from edgestitch.device import detect
 from edgestitch.engine import profile_network
 from edgestitch.evaluate import evaluate
@@ -41,6 +48,7 @@ from edgestitch.testing import (
     toy_deployment,
     toy_images,
     toy_network,
+    toy_plan,
 )
 
 EAGER = backend("eager")
@@ -64,11 +72,17 @@ def copied(made, tmp_path):
 
 @pytest.fixture(scope="module")
 def parts():
-    """Network, accuracy and a plan of all that is worth keeping."""
+    """Network, accuracy and a plan of four topologies."""
     network = toy_network()
     accuracy = evaluate(network, toy_images(64))
     profile, _ = profile_network(network, here(), FEW_SAMPLES, backend="eager")
-    return network, accuracy, plan(profile, accuracy)
+    return network, accuracy, toy_plan(profile, accuracy)
+
+
+def compiled(parts: Any, folder: Path, **options: Any) -> Deployment:
+    """Those parts compiled here, measured with few samples."""
+    network, accuracy, chosen = parts
+    return compile_deployment(network, chosen, accuracy, folder, here(), FEW_SAMPLES, **options)
 
 
 def varied(right: str, *variants: str) -> Backend:
@@ -94,27 +108,15 @@ def varied(right: str, *variants: str) -> Backend:
 
 
 def test_a_backend_that_computes_something_else_is_refused(tmp_path, parts):
-    network, accuracy, chosen = parts
     with pytest.raises(CompileError, match=r"compiled by null fp32 is not equal to eager"):
-        compile_deployment(
-            network,
-            chosen,
-            accuracy,
-            tmp_path / "d",
-            here(),
-            backend=null_backend(4),
-            fallback=False,
-        )
+        compiled(parts, tmp_path / "d", backend=null_backend(4), fallback=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_segment_that_does_not_compile_leaves_nothing(tmp_path, parts):
-    network, accuracy, chosen = parts
     failing = null_backend(4, fail=lambda segment: "head" in segment)
     with pytest.raises(CompileError, match="as it was told"):
-        compile_deployment(
-            network, chosen, accuracy, tmp_path / "d", here(), backend=failing, fallback=False
-        )
+        compiled(parts, tmp_path / "d", backend=failing, fallback=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,11 +181,10 @@ def test_a_deployment_for_another_machine_is_refused_with_both_values(copied, ch
 
 
 def test_a_folder_that_is_no_deployment_is_not_replaced(tmp_path, parts):
-    network, accuracy, chosen = parts
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(ArtifactError, match="exists and is no deployment"):
-        compile_deployment(network, chosen, accuracy, tmp_path / "mine", here(), backend="eager")
+        compiled(parts, tmp_path / "mine", backend="eager")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
@@ -224,16 +225,7 @@ def test_the_manifest_is_plain_json(made):
 
 
 def test_the_next_variant_is_tried_where_one_computes_something_else(tmp_path, parts):
-    network, accuracy, chosen = parts
-    made = compile_deployment(
-        network,
-        chosen,
-        accuracy,
-        tmp_path / "d",
-        here(),
-        FEW_SAMPLES,
-        backend=varied("exact", "fast", "exact"),
-    )
+    made = compiled(parts, tmp_path / "d", backend=varied("exact", "fast", "exact"))
     first, second = made.manifest.attempts
     assert (first.backend, first.variant, second.variant) == ("eager", "fast", "exact")
     assert first.failure is not None
@@ -243,18 +235,8 @@ def test_the_next_variant_is_tried_where_one_computes_something_else(tmp_path, p
 
 
 def test_a_wider_precision_is_tried_and_then_another_backend(tmp_path, parts, caplog):
-    network, accuracy, chosen = parts
     hopeless = replace(varied("never", "only"), name="hopeless", precisions=("bf16", "fp32"))
-    made = compile_deployment(
-        network,
-        chosen,
-        accuracy,
-        tmp_path / "d",
-        here(),
-        FEW_SAMPLES,
-        backend=hopeless,
-        precision="bf16",
-    )
+    made = compiled(parts, tmp_path / "d", backend=hopeless, precision="bf16")
     tried = [(attempt.backend, attempt.precision) for attempt in made.manifest.attempts]
     assert tried[:2] == [("hopeless", "bf16"), ("hopeless", "fp32")]
     assert tried[2][0] == made.manifest.conditions.backend != "hopeless"
@@ -383,16 +365,7 @@ def test_what_was_made_elsewhere_is_refused_where_it_must_not_be_made_again(copi
 
 
 def test_an_altered_segment_is_refused_when_opened_or_when_loaded(tmp_path, parts):
-    network, accuracy, chosen = parts
-    made = compile_deployment(
-        network,
-        chosen,
-        accuracy,
-        tmp_path / "d",
-        here(),
-        FEW_SAMPLES,
-        backend=varied("only", "only"),
-    )
+    made = compiled(parts, tmp_path / "d", backend=varied("only", "only"))
     first = made.plan.safety.topology
     segment = made.manifest.chains[first][0]
     path = made.folder / SEGMENTS / f"{segment}.way"
@@ -462,17 +435,7 @@ def test_a_resident_set_that_does_not_fit_is_refused_with_the_largest_that_would
 
 
 def compiled_within(out: Path, parts: tuple[Any, ...], memory_mib: float | None) -> Manifest:
-    network, accuracy, chosen = parts
-    made = compile_deployment(
-        network,
-        chosen,
-        accuracy,
-        out,
-        here(),
-        FEW_SAMPLES,
-        backend=replace(EAGER, shares_weights=False),
-        memory_mib=memory_mib,
-    )
+    made = compiled(parts, out, backend=replace(EAGER, shares_weights=False), memory_mib=memory_mib)
     return made.manifest
 
 
@@ -502,17 +465,8 @@ def test_a_backend_that_keeps_more_copies_is_divided_anew_or_refused(tmp_path, p
 
 @pytest.mark.skipif("openvino" not in AVAILABLE, reason="openvino is not installed")
 def test_what_was_just_compiled_runs_as_what_is_opened_later_does(tmp_path, parts):
-    network, accuracy, chosen = parts
-    made = compile_deployment(
-        network,
-        chosen,
-        accuracy,
-        tmp_path / "d",
-        here(),
-        FEW_SAMPLES,
-        backend="openvino",
-        other_batches=(2,),
-    )
+    network, _, _ = parts
+    made = compiled(parts, tmp_path / "d", backend="openvino", other_batches=(2,))
     images = example_images(network.family, 2)
     for deployment in (made, open_deployment(made.folder)):
         with Runtime(deployment) as runtime:
@@ -530,16 +484,8 @@ def test_what_was_just_compiled_runs_as_what_is_opened_later_does(tmp_path, part
 @pytest.fixture(scope="module")
 def batched(tmp_path_factory, parts):
     """For one image, and for three."""
-    network, accuracy, chosen = parts
-    return compile_deployment(
-        network,
-        chosen,
-        accuracy,
-        tmp_path_factory.mktemp("batched") / "d",
-        here(),
-        FEW_SAMPLES,
-        backend="eager",
-        other_batches=(3, 3, 1),
+    return compiled(
+        parts, tmp_path_factory.mktemp("batched") / "d", backend="eager", other_batches=(3, 3, 1)
     )
 
 
