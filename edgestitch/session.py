@@ -10,6 +10,7 @@ from .accuracy import wilson
 from .data import LabelledImages, preprocess
 from .progress import Progress, silent
 from .report import RunRow
+from .runlog import Recorder
 from .runtime import Runtime
 
 
@@ -18,11 +19,26 @@ def run_session(
     data: LabelledImages,
     budgets_ms: Sequence[float],
     *,
+    recorder: Recorder | None = None,
     progress: Progress = silent,
 ) -> tuple[RunRow, ...]:
     """Runs all images under each budget in turn, on one runtime, switching in place.
 
-    Every budget sees every image, so the rows can be compared; images are normalised beforehand.
+    Every budget sees every image, so the rows can be compared; images are normalised beforehand. A
+    `recorder` gets every frame.
+
+    Raises:
+        ValueError: the images do not fit the network, or are fewer than one batch.
+    """
+    frames, labels = batches(runtime, data)
+    return tuple(
+        _run_budget(runtime, budget_ms, frames, labels, index, len(budgets_ms), recorder, progress)
+        for index, budget_ms in enumerate(budgets_ms)
+    )
+
+
+def batches(runtime: Runtime, data: LabelledImages) -> tuple[list[np.ndarray], np.ndarray]:
+    """Images as the runtime takes them, normalised, and their labels, [number, batch].
 
     Raises:
         ValueError: the images do not fit the network, or are fewer than one batch.
@@ -38,11 +54,7 @@ def run_session(
         )
     images = preprocess(data.images, mean=family.mean, std=family.std)
     frames = np.split(images[: len(images) // batch * batch], len(images) // batch)
-    labels = data.labels[: len(frames) * batch].reshape(-1, batch)
-    return tuple(
-        _run_budget(runtime, budget_ms, frames, labels, index, len(budgets_ms), progress)
-        for index, budget_ms in enumerate(budgets_ms)
-    )
+    return frames, data.labels[: len(frames) * batch].reshape(-1, batch)
 
 
 def _run_budget(
@@ -52,6 +64,7 @@ def _run_budget(
     labels: np.ndarray,
     index: int,
     number: int,
+    recorder: Recorder | None,
     progress: Progress,
 ) -> RunRow:
     before = time.perf_counter_ns()
@@ -62,6 +75,8 @@ def _run_budget(
     ran: Counter[str] = Counter()
     for frame, label in zip(frames, labels, strict=True):
         result = runtime.infer(frame)
+        if recorder is not None:
+            recorder.frame(result)
         latencies.append(result.latency_ms)
         met.append(result.met)
         ran[result.topology] += 1
