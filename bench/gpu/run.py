@@ -12,6 +12,7 @@ bench/results from what is there.
 import argparse
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ import compiled as compiled_bench
 from profiler import judge, measure_twice, network_of
 
 from edgestitch import environment
-from edgestitch.artifact import load
+from edgestitch.artifact import load, save
 from edgestitch.compose import Selection, predict
 from edgestitch.device import Device, resolve
 from edgestitch.energy import EnergySettings, Wattmeter, energies, measure_energies
@@ -42,6 +43,8 @@ from edgestitch.measure import MeasureSettings, save_profile, terms_of
 from edgestitch.profile import Load, Profile
 from edgestitch.program import example_images
 from edgestitch.timer import Pacer, TimerSettings
+from edgestitch.zoo_run import SETTINGS as ZOO_SETTINGS
+from edgestitch.zoo_run import is_complete, measure_zoo
 
 FAMILIES = ("deit-ti-s-b", "swin-ti-s-b", "resnet18-50", "resnet18-swin-ti", "levit-192-256")
 
@@ -263,6 +266,42 @@ def switch_nodes(context: Context) -> Any:
     }
 
 
+def zoo(context: Context) -> Any:
+    """The networks of the project page on this device, all that the time allows."""
+    models = ["levit_*", "*lite0*"] if context.quick else []
+    found = {}
+    for precision in context.precisions:
+        path = context.out / f"zoo.{context.device.name}.{context.backend}-{precision}.json"
+        unfinished = path.with_suffix(".unfinished")
+        if path.exists() and not unfinished.exists():
+            continue
+        if time.monotonic() > context.deadline:
+            return {**found, "left": "the time is up: call again for the rest"}
+        energy = context.energy(brief=True)
+        result = measure_zoo(
+            context.instruments(energy=True),
+            msgspec.structs.replace(ZOO_SETTINGS, timer=context.timer(0.0), energy=energy),
+            models=models,
+            backend=context.backend,
+            precision=precision,
+            time_cap_s=20 if context.quick else context.deadline - time.monotonic(),
+            # A card has memory for many, and each group has idle times for energy of its own.
+            group=6 if context.device.accelerator == "cpu" else 24,
+            unfinished=unfinished,
+        )
+        save(result, path)
+        found[path.name] = {
+            "measured": len(result.measured),
+            "of": len(result.rows),
+            "drift": result.drift,
+            "notes": list(result.notes),
+        }
+        if not is_complete(result):
+            return {**found, "left": "the time is up: call again for the rest"}
+        shutil.rmtree(unfinished)
+    return found
+
+
 def checks(context: Context) -> Any:
     """The tests that need a GPU."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
@@ -280,6 +319,7 @@ PARTS: dict[str, Callable[[Context], Any]] = {
     "switch-nodes": switch_nodes,
     "prefix-reuse": prefix_reuse,
     "profiles": profiles,
+    "zoo": zoo,
 }
 UNFINISHED = "left"
 """A field of what a part gives when it is to be called again."""
