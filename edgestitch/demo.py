@@ -19,9 +19,11 @@ from .measure import QUICK, MeasureSettings, deployed, save_profile
 from .profile import Profile
 from .progress import Progress, silent
 from .report import RunRow, write_report
+from .runlog import Recorder
 from .runtime import Runtime
 from .schedule import Budget, Plan, candidates, pareto_front, plan, staircase
 from .session import run_session
+from .switches import first_frame, measure_switches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +74,14 @@ def demonstrate(
     )
     # As deployed the same topologies are faster, so the deadlines that tell them apart are others.
     spread = spread_budgets(deployment.profile, accuracy)
-    deadlines = [budget.latency_ms for budget in spread if budget.latency_ms is not None]
     # By the profile alone: each deadline shows the topology that the plan has for it.
-    with Runtime(deployment, budget_ms=deadlines[-1], miss_rate=None) as runtime:
-        # Up and down again, so that every step is also taken from another neighbour.
-        rows = run_session(runtime, images, [*deadlines, *deadlines[-2::-1]], progress=progress)
+    with Runtime(deployment, budget=spread[-1], miss_rate=None) as runtime:
+        with Recorder(runtime).saving(out / "run.json") as recorder:
+            # Up and down again, so that every step is also taken from another neighbour.
+            up_and_down = [*spread, *spread[-2::-1]]
+            rows = run_session(runtime, images, up_and_down, recorder=recorder, progress=progress)
+        switches = measure_switches(runtime, first_frame(runtime, images), progress=progress)
+        save(switches, out / "switches.json")
 
     report = out / "report.html"
     write_report(
@@ -86,6 +91,8 @@ def demonstrate(
         profile=profile,
         plan=chosen,
         complexity=shipped_complexity(network.family),
+        switches=switches,
+        logs=(recorder.log(),),
         runs=rows,
     )
     return Demonstration(

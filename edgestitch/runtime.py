@@ -128,10 +128,10 @@ class Runtime:
         meter: Meter | None = None,
         rebuild: bool = True,
     ) -> None:
-        bounds = {"latency_ms": budget_ms, "power_w": budget_w, "energy_mj": budget_mj}
-        if budget is not None and any(bound is not None for bound in bounds.values()):
+        bounds = Budget(latency_ms=budget_ms, power_w=budget_w, energy_mj=budget_mj)
+        if budget is not None and bounds.bounds:
             raise ValueError("give budget, or budget_ms, budget_w and budget_mj, not both")
-        budget = budget or Budget(**bounds)
+        budget = budget or bounds
         self._deployment = _open(deployment, rebuild=rebuild, whole=wait)
         self._require_measured(budget)
         self._closed = False

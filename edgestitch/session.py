@@ -12,12 +12,13 @@ from .progress import Progress, silent
 from .report import RunRow
 from .runlog import Recorder
 from .runtime import Runtime
+from .schedule import Budget, Plan
 
 
 def run_session(
     runtime: Runtime,
     data: LabelledImages,
-    budgets_ms: Sequence[float],
+    budgets: Sequence[Budget],
     *,
     recorder: Recorder | None = None,
     progress: Progress = silent,
@@ -32,9 +33,15 @@ def run_session(
     """
     frames, labels = batches(runtime, data)
     return tuple(
-        _run_budget(runtime, budget_ms, frames, labels, index, len(budgets_ms), recorder, progress)
-        for index, budget_ms in enumerate(budgets_ms)
+        _run_budget(runtime, budget, frames, labels, index, len(budgets), recorder, progress)
+        for index, budget in enumerate(budgets)
     )
+
+
+def budgets_of(plan: Plan) -> tuple[Budget, ...]:
+    """Those that a plan was made for; of one for whatever may come, what each resident just keeps."""
+    asked = tuple(choice.budget for choice in plan.choices)
+    return asked or tuple(Budget(latency_ms=c.latency_ms) for c in plan.resident)
 
 
 def batches(runtime: Runtime, data: LabelledImages) -> tuple[list[np.ndarray], np.ndarray]:
@@ -59,7 +66,7 @@ def batches(runtime: Runtime, data: LabelledImages) -> tuple[list[np.ndarray], n
 
 def _run_budget(
     runtime: Runtime,
-    budget_ms: float,
+    budget: Budget,
     frames: list[np.ndarray],
     labels: np.ndarray,
     index: int,
@@ -68,32 +75,34 @@ def _run_budget(
     progress: Progress,
 ) -> RunRow:
     before = time.perf_counter_ns()
-    runtime.budget_ms = budget_ms
+    runtime.budget = budget
     switch_us = (time.perf_counter_ns() - before) / 1e3
     correct = 0
-    latencies, met = [], []
+    latencies: list[float] = []
+    met: list[bool] = []
     ran: Counter[str] = Counter()
     for frame, label in zip(frames, labels, strict=True):
         result = runtime.infer(frame)
         if recorder is not None:
             recorder.frame(result)
         latencies.append(result.latency_ms)
-        met.append(result.met)
+        if result.met is not None:
+            met.append(result.met)
         ran[result.topology] += 1
         correct += int((result.output.argmax(1) == label).sum())
         if len(latencies) % 50 == 0:
             progress("run", index * len(frames) + len(latencies), number * len(frames))
     low, high = wilson(correct, labels.size)
     return RunRow(
-        budget_ms=budget_ms,
-        topology=ran.most_common(1)[0][0],
+        budget=budget,
+        topologies=dict(ran.most_common()),
         frames=len(frames),
         median_ms=float(np.median(latencies)),
         p99_ms=float(np.quantile(latencies, 0.99, method="higher")),
         top1=100 * correct / labels.size,
         top1_low=100 * low,
         top1_high=100 * high,
-        hit_rate=float(np.mean(np.asarray(met, dtype=float))),
+        hit_rate=float(np.mean(met)) if met else None,
         switch_us=switch_us,
         first_ms=latencies[0],
     )

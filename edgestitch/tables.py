@@ -7,11 +7,13 @@ from .catalog import Entry, Overview
 from .profile import Profile
 from .report import (
     RunRow,
+    format_budget,
     format_count,
     format_gmacs,
     format_mj,
     format_ms,
     format_percent,
+    format_ran,
     format_w,
 )
 from .schedule import Plan
@@ -175,13 +177,13 @@ def of_session(rows: Sequence[RunRow]) -> Table:
         ],
         [
             [
-                format_ms(row.budget_ms),
-                row.topology,
+                format_budget(row.budget),
+                format_ran(row.topologies),
                 format_ms(row.median_ms),
                 format_ms(row.p99_ms),
                 format_percent(row.top1),
                 f"{row.top1_low:.1f} to {row.top1_high:.1f}",
-                f"{100 * row.hit_rate:.1f} %",
+                maybe(lambda rate: f"{100 * rate:.1f} %", row.hit_rate),
                 "" if row.switch_us is None else f"{row.switch_us:.1f} us",
                 maybe(format_ms, row.first_ms),
             ]

@@ -36,15 +36,19 @@ FAST = "--min-samples 20 --time-cap-s 3"
 VERBS = [
     "calibrate",
     "compile",
+    "coschedule",
     "demo",
     "env",
     "evaluate",
+    "export",
+    "import",
     "profile",
     "report",
     "run",
     "schedule",
     "show",
     "verify",
+    "zoo",
 ]
 
 
@@ -224,6 +228,13 @@ def test_run_reports_each_budget(files):
     assert rows[0]["hit_rate"] == 1
     assert rows[1]["hit_rate"] == 0
     assert set(rows[0]) == set(RunRow.__struct_fields__)
+
+
+def test_run_without_a_budget_runs_those_of_the_plan(files):
+    images = f"--images {files}/images.safetensors"
+    plan = json.loads((files / "deployment/plan.json").read_text())["data"]
+    rows = json.loads(edgestitch(f"run {files}/deployment {images} --json"))
+    assert len(rows) == len(plan["choices"] or plan["resident"])
 
 
 def test_report_writes_one_page(files, tmp_path):

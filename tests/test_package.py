@@ -18,6 +18,7 @@ PACKAGE = Path(edgestitch.__file__).parent
 PLANNING = [
     "accuracy",
     "artifact",
+    "baseline",
     "catalog",
     "complexity",
     "compose",
@@ -43,6 +44,7 @@ PLANNING = [
     "sysfs",
     "shipped",
     "topology",
+    "zoo",
 ]
 
 

@@ -18,95 +18,32 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from edgestitch import report, schedule
-from edgestitch.accuracy import Accuracy, TopologyAccuracy
+from edgestitch.accuracy import Accuracy
+from edgestitch.artifact import save
+from edgestitch.baseline import honest
 from edgestitch.catalog import shipped_accuracy, shipped_complexity, shipped_peers
 from edgestitch.complexity import AtomComplexity, Complexity
 from edgestitch.errors import ArtifactError, EdgestitchError, InfeasibleError, MismatchError
 from edgestitch.peers import Peer, Peers
-from edgestitch.profile import Certificate, Conditions, Cost, Profile, Protocol
+from edgestitch.profile import Certificate
 from edgestitch.recipe import load_family
 from edgestitch.report import RunRow, render, write_report
 from edgestitch.schedule import Budget, Candidate, Plan, candidates
+from edgestitch.shipped import shipped
+from tests.reports import (
+    FAMILY,
+    HOSTILE,
+    NETWORK,
+    TOP1,
+    chromium,
+    make_accuracy,
+    make_cost,
+    make_log,
+    make_profile,
+    make_switches,
+    make_zoo,
+)
 from tests.strategies import composition
-
-FAMILY = load_family("toy")
-NETWORK = "5eed" * 16
-CHROMIUM = shutil.which("chromium")
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-]
-# In the family's order: anchors a and b, then the stitched ones; some of them on the front.
-MEDIANS = (1.0, 3.0, 2.71, 2.2, 2.45, 1.72, 1.5, 1.93, 1.38)
-TOP1 = (80.0, 91.0, 90.25, 88.5, 88.0, 86.0, 84.0, 83.5, 81.0)
-HOSTILE = "</script><b>{{title}}</b><script>alert('x')</script>"
-
-
-def make_accuracy(top1: Sequence[float] = TOP1) -> Accuracy:
-    names = [topology.name for topology in FAMILY.topologies]
-    return Accuracy(
-        family="toy",
-        network=NETWORK,
-        data="da7a" * 16,
-        num_images=400,
-        rows=tuple(
-            TopologyAccuracy(
-                topology=name, top1=x, low=x - 2.5, high=x + 2.25, correct=round(4 * x)
-            )
-            for name, x in zip(names, top1, strict=True)
-        ),
-    )
-
-
-def make_profile(medians: Sequence[float] = MEDIANS, **changes: Any) -> Profile:
-    names = [topology.name for topology in FAMILY.topologies]
-    conditions = Conditions(
-        device="cpu",
-        hardware="Toy CPU, 2 cores",
-        power_mode=None,
-        backend="openvino",
-        precision="fp32",
-        batch=1,
-        threads=2,
-        versions={"openvino": "2025.3", "torch": "2.9"},
-    )
-    protocol = Protocol(
-        precision=0.01,
-        min_samples=500,
-        time_cap_s=60,
-        seed=7,
-        duration_s=31.4,
-        steady=True,
-        capped=False,
-    )
-    values: dict[str, Any] = {
-        "family": "toy",
-        "network": NETWORK,
-        "conditions": conditions,
-        "protocol": protocol,
-        "segments": ("a:stem", "a:0"),
-        "meter": "none",
-        "energy_reason": "no counter <here> & now",
-        "date": "2026-11-24",
-        "samples_digest": "5a" * 32,
-        "costs": tuple(make_cost(name, x) for name, x in zip(names, medians, strict=True)),
-    }
-    return Profile(**{**values, **changes})
-
-
-def make_cost(name: str, median_ms: float) -> Cost:
-    return Cost(
-        topology=name,
-        latency_ms=median_ms,
-        latency_low_ms=0.99 * median_ms,
-        latency_high_ms=1.01 * median_ms,
-        p99_ms=1.07 * median_ms,
-        p99_high_ms=1.13 * median_ms,
-        max_ms=2 * median_ms,
-        energy_mj=None,
-        samples=1200,
-        origin="measured",
-    )
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +93,8 @@ def as_published(accuracy: Accuracy) -> Accuracy:
 @pytest.fixture(scope="module")
 def run():
     return RunRow(
-        budget_ms=1.8,
-        topology="a:0:2+b:2:3",
+        budget=Budget(latency_ms=1.8),
+        topologies={"a:0:2+b:2:3": 2000},
         frames=2000,
         median_ms=1.51,
         p99_ms=1.63,
@@ -220,7 +157,8 @@ def test_page_refers_to_nothing_outside_itself(profile, accuracy, plan, complexi
     )
     assert "http:" not in page
     assert "https:" not in page
-    assert re.findall(r'(?:src|href|action)="([^"]*)"', page) == ["data:,"]
+    links = re.findall(r'(?:src|href|action)="([^"]*)"', page)
+    assert [link for link in links if not link.startswith("#")] == ["data:,"]
     assert "@import" not in page
     assert "default-src 'none'" in page
 
@@ -240,7 +178,7 @@ def test_hostile_text_is_text(accuracy, run):
         meter=HOSTILE,
         samples_digest=HOSTILE,
     )
-    page = render(FAMILY, accuracy, profile=profile, runs=[replace(run, topology=HOSTILE)])
+    page = render(FAMILY, accuracy, profile=profile, runs=[replace(run, topologies={HOSTILE: 1})])
     assert page.count("</script>") == without_plotly(
         render(FAMILY, accuracy, profile=honest)
     ).count("</script>")
@@ -257,13 +195,14 @@ def test_every_topology_is_in_the_table_and_in_the_picture(
         FAMILY, accuracy, profile=profile if with_profile else None, complexity=complexity
     )
     names = [topology.name for topology in FAMILY.topologies]
-    rows = re.findall(r'<th scope="row" class="name">([^<]*)</th>', page)
+    table = part(page, 'id="topologies"', "</section>")
+    rows = re.findall(r'<th scope="row" class="name">([^<]*)</th>', table)
     assert sorted(rows) == sorted(names)
     assert sorted(point["topology"] for point in embedded(page)["points"]) == sorted(names)
 
 
 def test_table_is_sorted_by_latency_and_marks_the_front(accuracy, profile):
-    page = render(FAMILY, accuracy, profile=profile)
+    page = part(render(FAMILY, accuracy, profile=profile), 'id="topologies"', "</section>")
     rows = re.findall(r'<tr class="([^"]*)"><th scope="row" class="name">([^<]*)</th>', page)
     by_median = sorted(profile.costs, key=lambda cost: cost.latency_ms)
     assert [name for _, name in rows] == [cost.topology for cost in by_median]
@@ -286,10 +225,10 @@ def test_without_complexity_there_are_latencies_only(accuracy, profile):
     assert [axis["key"] for axis in axes] == ["bound", "median"]
 
 
-def test_neither_profile_nor_complexity_is_refused(accuracy, plan, tmp_path):
+def test_accuracies_alone_are_refused(accuracy, tmp_path):
     path = tmp_path / "report.html"
-    with pytest.raises(ValueError, match=r"pass profile= .* complexity= .* or both"):
-        write_report(path, FAMILY, accuracy, plan=plan)
+    with pytest.raises(ValueError, match=r"give a profile .* a complexity .* or a zoo"):
+        write_report(path, FAMILY, accuracy)
     assert not path.exists()
 
 
@@ -321,13 +260,13 @@ def test_the_second_picture_sets_accuracy_against_multiply_adds(accuracy, profil
 def test_without_multiply_adds_there_is_no_second_picture(accuracy, profile):
     page = render(FAMILY, accuracy, profile=profile)
     assert embedded(page)["macs"] is None
-    assert '<section id="macs" hidden>' in page
+    assert 'id="plot-macs"' not in page
 
 
 def test_without_latencies_there_is_no_first_picture(accuracy, profile, complexity):
-    assert '<div class="picture" hidden>' in render(FAMILY, accuracy, complexity=complexity)
+    assert 'id="plot"' not in render(FAMILY, accuracy, complexity=complexity)
     page = render(FAMILY, accuracy, profile=profile, complexity=complexity)
-    assert '<div class="picture" hidden>' not in page
+    assert 'id="plot"' in page
 
 
 def test_networks_of_others_are_beside_the_family(accuracy, complexity, peers):
@@ -477,6 +416,223 @@ def test_a_topology_of_another_family_is_refused(accuracy, profile):
         render(FAMILY, replace(accuracy, rows=rows), profile=profile)
 
 
+# --- any mix of artifacts --------------------------------------------------------------------
+
+
+def headings(page: str) -> list[str]:
+    return re.findall(r"<h2>([^<]*)</h2>", page)
+
+
+def test_a_profile_alone_has_its_tables_and_no_accuracies(profile):
+    page = render(FAMILY, profile=profile)
+    assert headings(page) == [
+        "Beside individually trained networks",
+        "Where the time goes",
+        "Topologies",
+        "How it was measured",
+        "Made from",
+    ]
+    assert "Top-1" not in part(page, 'id="topologies"', "</section>")
+    assert "No accuracy is known here" in page
+    assert embedded(page)["points"] == []
+
+
+def test_a_plan_needs_no_profile_beside_its_accuracies(accuracy, plan):
+    page = render(FAMILY, accuracy, plan=plan)
+    assert "Plan" in headings(page)
+    assert embedded(page)["pools"] == {}
+
+
+def test_runs_and_switches_alone_need_no_family():
+    page = render(logs=[make_log(), make_log(100)], switches=make_switches())
+    assert headings(page) == ["Timeline of a run", "Switches", "Made from"]
+    assert "<h1>toy</h1>" in page
+    assert "2 runs of 500 frames; 6 switches between resident topologies." in page
+
+
+def test_a_zoo_alone_is_drawn_in_milliseconds(profile):
+    page = render(zoo=make_zoo(profile))
+    assert headings(page) == ["Accuracy against cost", "Individually trained networks", "Made from"]
+    data = embedded(page)
+    assert [axis["key"] for axis in data["axes"]] == ["bound", "median", "macs"]
+    assert data["zoo"]["x"]["median"] == [1.9, 40.0]
+    assert "Scatter plot of 2 networks of timm, measured here" in page
+    assert "no such model" in part(page, 'id="zoo"', "</section>")
+
+
+def test_a_zoo_is_drawn_beside_the_family_and_what_is_out_of_the_picture_is_counted(
+    accuracy, profile
+):
+    data = embedded(render(FAMILY, accuracy, profile=profile, zoo=make_zoo(profile)))
+    assert data["zoo"]["name"] == "2 networks of timm, measured here"
+    assert [axis["outside"] for axis in data["axes"]] == [1, 1]
+    assert data["axes"][0]["top1_range"][1] > 92.0  # the one in the picture
+
+
+def test_a_zoo_has_its_latencies_beside_accuracies_without_a_profile(accuracy, profile, complexity):
+    page = render(FAMILY, accuracy, complexity=complexity, zoo=make_zoo(profile))
+    data = embedded(page)
+    assert [axis["key"] for axis in data["axes"]] == ["bound", "median", "macs"]
+    assert "Scatter plot of 2 networks of timm, measured here" in page
+    assert "No latency was measured" in page
+
+
+def test_energy_is_an_axis_where_it_was_measured(accuracy):
+    costs = [replace(cost, energy_mj=12 * cost.latency_ms) for cost in make_profile().costs]
+    profile = make_profile(costs=tuple(costs), energy_reason=None, meter="rapl")
+    axes = embedded(render(FAMILY, accuracy, profile=profile))["axes"]
+    assert [axis["key"] for axis in axes] == ["bound", "median", "energy"]
+    assert axes[2]["title"] == "Energy of one inference (mJ)"
+
+
+def test_an_empty_profile_is_refused(accuracy, profile):
+    with pytest.raises(ArtifactError, match=r"profile of toy on Toy CPU.* has no topology in it"):
+        render(FAMILY, accuracy, profile=replace(profile, costs=()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"logs": [make_log(network="0" * 64)]}, "run log and accuracy .* network is 0000"),
+        ({"switches": replace(make_switches(), network="0" * 64)}, "switches and accuracy"),
+        ({"zoo": make_zoo(make_profile(), classes=1000)}, "number of classes is 4 and 1000"),
+        (
+            {"zoo": replace(make_zoo(make_profile()), conditions=make_log().conditions)},
+            "hardware is",
+        ),
+    ],
+)
+def test_artifacts_of_another_network_or_device_are_refused(accuracy, profile, changes, message):
+    with pytest.raises(MismatchError, match=message):
+        render(FAMILY, accuracy, profile=profile, **changes)
+
+
+def test_a_run_is_compared_with_a_profile_without_accuracies(profile):
+    with pytest.raises(MismatchError, match=r"run log and profile .* network"):
+        render(FAMILY, profile=profile, logs=[make_log(network="0" * 64)])
+
+
+def test_what_is_of_a_family_needs_it(accuracy, profile):
+    with pytest.raises(ValueError, match="are of a family: pass it as well"):
+        render(accuracy=accuracy, profile=profile)
+
+
+# --- from files ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, accuracy, profile, plan):
+    """Artifacts of every kind, and one that a report makes nothing of."""
+    save(accuracy, tmp_path / "accuracy.json")
+    save(profile, tmp_path / "profile.json")
+    save(plan, tmp_path / "plan.json")
+    save(make_zoo(profile), tmp_path / "zoo.json")
+    save(make_log(), tmp_path / "run.json")
+    save(make_log(50), tmp_path / "run-2.json")
+    save(make_switches(), tmp_path / "switches.json")
+    shutil.copy(
+        shipped("calibrate") / "fashion-vit.calibration.json", tmp_path / "calibration.json"
+    )
+    return tmp_path
+
+
+def test_artifacts_are_recognised_by_their_kind_in_any_order(folder, accuracy, profile, plan):
+    out = folder / "report.html"
+    left_out = report.report_files(out, sorted(folder.glob("*.json"), reverse=True))
+    assert left_out == (f"{folder}/calibration.json (calibration)",)
+    page = out.read_text(encoding="utf-8")
+    made = {
+        "profile": profile,
+        "plan": plan,
+        "zoo": make_zoo(profile),
+        "logs": [make_log(), make_log(50)],
+        "switches": make_switches(),
+    }
+    assert page == render(FAMILY, accuracy, complexity=shipped_complexity(FAMILY), **made)
+    assert len(embedded(page)["runs"]) == 2
+
+
+def test_two_files_of_which_one_is_needed_are_refused(folder):
+    shutil.copy(folder / "plan.json", folder / "plan-2.json")
+    with pytest.raises(MismatchError, match=r"plan-2.json and .*plan.json both hold 'plan'"):
+        report.report_files(folder / "r.html", [folder / "plan-2.json", folder / "plan.json"])
+
+
+def test_a_file_under_the_name_of_another_kind_is_refused(folder):
+    named = [("profile", folder / "plan.json")]
+    with pytest.raises(ArtifactError, match="holds 'plan', but 'profile' was asked for"):
+        report.report_files(folder / "r.html", [], named=named)
+
+
+def test_an_old_version_of_a_file_is_refused(folder):
+    old = json.loads((folder / "profile.json").read_text())
+    (folder / "profile.json").write_text(json.dumps({**old, "version": 0}))
+    with pytest.raises(
+        ArtifactError, match=r"profile of version 0, this edgestitch reads version 1"
+    ):
+        report.report_files(folder / "r.html", [folder / "profile.json"])
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"version": 1}'])
+def test_what_is_no_artifact_is_refused_by_name(tmp_path, content):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"x.json is no edgestitch artifact or is cut short"):
+        report.report_files(tmp_path / "r.html", [tmp_path / "x.json"])
+
+
+def test_nothing_but_other_artifacts_is_refused(folder):
+    with pytest.raises(
+        ArtifactError, match=r"makes nothing of .*\(calibration\); it takes accuracy"
+    ):
+        report.report_files(folder / "r.html", [folder / "calibration.json"])
+
+
+def test_a_named_family_brings_its_accuracies_where_they_are_of_that_network(tmp_path):
+    family = load_family("fashion-vit")
+    names = [topology.name for topology in family.topologies]
+    medians = [1.0 + 0.1 * index for index in range(len(names))]
+    costs = tuple(make_cost(name, x) for name, x in zip(names, medians, strict=True))
+    for network, known in ((None, True), (NETWORK, False)):
+        save(
+            make_profile(family="fashion-vit", network=network, costs=costs),
+            tmp_path / "profile.json",
+        )
+        report.report_files(tmp_path / "r.html", [tmp_path / "profile.json"], family="fashion-vit")
+        assert bool(embedded((tmp_path / "r.html").read_text())["points"]) == known
+
+
+# --- the honest baseline ---------------------------------------------------------------------
+
+
+def test_each_budget_has_individually_trained_networks_beside_it(accuracy, profile, plan):
+    page = render(FAMILY, accuracy, profile=profile, plan=plan, zoo=make_zoo(profile))
+    rows = part(page, 'id="individuals"', "</section>")
+    for one in honest(profile, accuracy, plan, zoo=make_zoo(profile), family=FAMILY):
+        assert one.says in rows
+        assert one.best is None or one.best.name in rows
+    assert rows.count('scope="rowgroup"') == len(plan.choices)
+    assert "WORSE" in rows  # 'better' is faster and more accurate than what fits 2.6 ms
+    assert 'class="worse"' in rows
+
+
+def test_without_a_zoo_the_anchors_alone_are_beside_it(accuracy, profile, plan):
+    rows = part(
+        render(FAMILY, accuracy, profile=profile, plan=plan), 'id="individuals"', "</section>"
+    )
+    assert "Beside ours stand the family's own anchors alone" in rows.replace("&#x27;", "'")
+    assert "a:0:3 alone" in rows
+
+
+def test_without_a_plan_the_budgets_are_those_of_the_front(accuracy, profile):
+    rows = part(render(FAMILY, accuracy, profile=profile), 'id="individuals"', "</section>")
+    assert 2 <= rows.count('scope="rowgroup"') <= 6
+
+
+def test_the_section_is_there_where_nothing_was_measured(accuracy, complexity):
+    page = render(FAMILY, accuracy, complexity=complexity)
+    assert "give both an accuracy and a profile" in part(page, 'id="individuals"', "</section>")
+
+
 def test_page_is_written_whole_or_not_at_all(accuracy, profile, tmp_path):
     path = tmp_path / "made" / "report.html"
     write_report(path, FAMILY, accuracy, profile=profile)
@@ -575,13 +731,8 @@ def test_slider_reaches_below_the_fastest_and_above_the_slowest(accuracy, profil
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the path")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

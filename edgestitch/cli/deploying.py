@@ -1,5 +1,6 @@
 """Verbs that compile a plan and run it."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -152,31 +153,125 @@ def compile(  # noqa: A001 (the verb's name)
     show_default=True,
     help="Compile and measure again what was made for another machine or version.",
 )
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where every frame and the device's readings go.",
+)
+@click.option(
+    "--live",
+    is_flag=True,
+    help="Until Ctrl-C, with a page that shows the run and moves its budget.",
+)
+@click.option("--port", type=click.IntRange(0, 65535), help="Of the page.  [default: any free one]")
+@click.option(
+    "--bind",
+    metavar="ADDRESS",
+    help="Where the page is served; from any address but loopback's other machines can steer the "
+    "run.  [default: 127.0.0.1]",
+)
+@click.option(
+    "--rate-hz",
+    type=click.FloatRange(min=0),
+    help="Frames in a second of --live, 0 for as many as it can.  [default: 30]",
+)
+@click.option("--frames", type=click.IntRange(1), help="Of --live, after which it ends.")
+@click.option(
+    "--switches",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the cost of every switch goes, which is measured afterwards.",
+)
 @json_option
 def run(
     deployment: Path | None,
     budgets_ms: tuple[float, ...],
     images: Path | None,
     rebuild: bool,
+    log: Path | None,
+    live: bool,
+    port: int | None,
+    bind: str | None,
+    rate_hz: float | None,
+    frames: int | None,
+    switches: Path | None,
     as_json: bool,
 ) -> None:
     """Runs a deployment on labelled images, one budget after the other, switching in place.
 
+    Without --budget-ms: the budgets of its plan, with the mixes that it has for them.
     Without DEPLOYMENT: $EDGESTITCH_DEPLOYMENT, else ./deployment, else the shipped network.
     """
+    from edgestitch.artifact import save
     from edgestitch.data import load_images, shipped_images
+    from edgestitch.runlog import Recorder
     from edgestitch.runtime import Runtime
-    from edgestitch.session import run_session
+    from edgestitch.schedule import Budget
+    from edgestitch.session import budgets_of, run_session
+    from edgestitch.switches import first_frame, measure_switches
     from edgestitch.tables import of_session
 
+    if live and switches:
+        raise click.UsageError(
+            "--switches are measured after a run that ends by itself, not --live"
+        )
+    if live:
+        return _run_live(
+            deployment, budgets_ms, images, rebuild, log, port, bind, rate_hz, frames, as_json
+        )
+    for name, value in {"port": port, "bind": bind, "rate-hz": rate_hz, "frames": frames}.items():
+        if value is not None:
+            raise click.UsageError(f"--{name} is for a run with --live")
     data = load_images(images) if images else shipped_images()
     with Runtime(deployment, rebuild=rebuild) as runtime, progress_bar() as progress:
-        budgets = budgets_ms or tuple(c.latency_ms for c in runtime.deployment.plan.resident)
-        rows = run_session(runtime, data, budgets, progress=progress)
+        given = tuple(Budget(latency_ms=budget_ms) for budget_ms in budgets_ms)
+        budgets = given or budgets_of(runtime.deployment.plan)
+        recorder = Recorder(runtime) if log else None
+        with recorder.saving(log) if recorder else nullcontext():
+            rows = run_session(runtime, data, budgets, recorder=recorder, progress=progress)
+        if switches:
+            save(measure_switches(runtime, first_frame(runtime, data), progress=progress), switches)
     if as_json:
         return print_json(rows)
     print_table(*of_session(rows))
     return None
+
+
+def _run_live(
+    deployment: Path | None,
+    budgets_ms: tuple[float, ...],
+    images: Path | None,
+    rebuild: bool,
+    log: Path | None,
+    port: int | None,
+    bind: str | None,
+    rate_hz: float | None,
+    frames: int | None,
+    as_json: bool,
+) -> None:
+    """Runs until it is interrupted; with --json the last state goes to stdout, the rest to stderr."""
+    from rich.console import Console
+
+    from edgestitch.data import load_images, shipped_images
+    from edgestitch.live import watch_session
+    from edgestitch.runtime import Runtime
+
+    if len(budgets_ms) > 1:
+        raise click.UsageError("--live begins with one --budget-ms; the page moves it")
+    data = load_images(images) if images else shipped_images()
+    budget_ms = budgets_ms[0] if budgets_ms else None
+    with Runtime(deployment, budget_ms=budget_ms, rebuild=rebuild) as runtime:
+        status = watch_session(
+            runtime,
+            data,
+            console=Console(stderr=as_json),
+            rate_hz=30.0 if rate_hz is None else rate_hz,
+            frames=frames,
+            bind=bind or "127.0.0.1",
+            port=port or 0,
+            log=log,
+        )
+    if as_json:
+        print_json(status)
 
 
 @verb("edgestitch demo --out demo")
