@@ -1,11 +1,12 @@
 # make demo   sets everything up and runs the main job on real images
 # make test   sets everything up and runs every check
+# make bench  measures on this machine what bench/README.md defines, in some ten minutes
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench docs clean
 
 setup: $(STAMP)
 
@@ -27,10 +28,18 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest
 
+# One page in bench/results; stopped and called again it goes on. A benchmark that fails is said there.
 bench: setup
-	$(BIN)/python bench/cpu_backends.py
-	$(BIN)/python bench/resident.py
-	$(BIN)/python bench/profiler.py
+	mkdir -p build/bench
+	-$(BIN)/python -m pytest bench --quiet --benchmark-only --benchmark-columns=median,iqr,rounds \
+	  --benchmark-json=build/bench/suites.json
+	$(BIN)/python bench/side_by_side.py
+	$(BIN)/python bench/summary.py --suites build/bench/suites.json
+	rm -rf build/bench/records build/bench/suites.json
+
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+	@echo "build/docs/index.html"
 
 clean:
 	rm -rf $(VENV) build dist demo

@@ -101,7 +101,7 @@ precision_option = click.option(
 
 
 backend_option = click.option(
-    "--backend", default="auto", show_default=True, help="auto, openvino, eager or inductor."
+    "--backend", default="auto", show_default=True, help="auto, or one that `edgestitch env` lists."
 )
 
 

@@ -1,7 +1,7 @@
 """A meter from a file or from memory: what an external power meter wrote, or a trace of before.
 
 The file is CSV. Its header says which: `time_s,power_w` for a gauge, `time_s,energy_mj` for a
-counter. A line that begins with `# ` tells of a reading that failed.
+counter. A line that begins with `#` and a space tells of a reading that failed.
 """
 
 import time
