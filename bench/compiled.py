@@ -18,31 +18,42 @@ import time
 import tracemalloc
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import measuring
 import msgspec
 import numpy as np
 import torch
-from pages import QUIET, Span, noise, observed, page, result_path, table
-from resident import MIB, measure_memory, network_of, no_accuracy, random_frames
+from measuring import (
+    MIB,
+    Call,
+    Memory,
+    has_failed,
+    in_own_process,
+    interleaved,
+    keep,
+    kept,
+    quantiles,
+    short,
+    watched,
+)
+from pages import QUIET, noise, page, result_path, table
+from resident import measure_memory
+from subjects import chosen, network_of, random_frames
+from subjects import deploy as deploy_topologies
 
-from edgestitch import Family, Runtime, __version__, backends, load_family
-from edgestitch.catalog import shipped_complexity
+from edgestitch import Family, Runtime, backends, load_family
 from edgestitch.cut import cut_topologies
-from edgestitch.deploy import compile_deployment
 from edgestitch.device import Device, detect, resolve
-from edgestitch.instruments import find_instruments
-from edgestitch.measure import MeasureSettings
 from edgestitch.network import StitchNetwork
 from edgestitch.program import Program, compile_segments, example_images, load_program
-from edgestitch.schedule import Candidate, Plan
-from edgestitch.timer import TimerSettings
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PACKAGES = ("edgestitch", "torch", "timm", "openvino", "tensorrt", "torch-tensorrt", "triton")
+PACKAGES += ("numpy",)
 WALK, AGAIN, TORCH_COMPILE = "eager walk", "eager walk again", "torch.compile"
 SECOND_S = 1e9  # nanoseconds
 
@@ -100,26 +111,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 # --- what is measured ------------------------------------------------------------------------------
 
 
-def chosen(family: Family, number: int) -> tuple[str, ...]:
-    """That many topologies, all anchors among them, spread over multiply-adds; cheapest first.
-
-    To the anchors, always the one that is farthest from all chosen so far; of equals the first by
-    name. Where multiply-adds were never counted, by the number of atoms.
-    """
-    complexity = shipped_complexity(family)
-    costs = {
-        t.name: complexity.gmacs(family, t.name) if complexity else float(len(family.atoms(t)))
-        for t in family.topologies
-    }
-    taken = [family.whole(anchor.name).name for anchor in family.anchors]
-    left = sorted(set(costs) - set(taken))
-    while left and len(taken) < number:
-        far = {name: min(abs(costs[name] - costs[other]) for other in taken) for name in left}
-        taken.append(max(left, key=far.__getitem__))
-        left.remove(taken[-1])
-    return tuple(sorted(taken, key=lambda name: (costs[name], name)))
-
-
 def few(names: Sequence[str], number: int | None) -> tuple[str, ...]:
     """Some of the cheaper half, for compilers that take minutes each; all without a number."""
     if number is None or number >= len(names):
@@ -158,7 +149,7 @@ def reason(way: Way, device: Device) -> str | None:
     try:
         backend = backends.backend(way.backend)
     except ImportError as error:
-        return _short(error)
+        return short(error)
     if device.accelerator not in backend.accelerators:
         return f"it computes on {', '.join(backend.accelerators)}"
     if way.precision not in backend.precisions:
@@ -217,9 +208,6 @@ def on_device(job: Job) -> StitchNetwork:
 
 
 # --- latency ---------------------------------------------------------------------------------------
-
-
-Call = Callable[[], Any]
 
 
 class Candidates:
@@ -351,9 +339,7 @@ def _used_mib(device: torch.device) -> float:
         torch.cuda.synchronize(device)
         free, total = torch.cuda.mem_get_info(device)
         return float(total - free) / MIB
-    from resident import uss_mib
-
-    return uss_mib()
+    return Memory.now().uss / MIB
 
 
 def latency(job: Job) -> dict[str, Any]:
@@ -368,16 +354,16 @@ def latency(job: Job) -> dict[str, Any]:
             try:
                 candidates.add(way)
             except Exception as error:  # whatever a compiler raises: the others go on
-                why = _short(error)
+                why = short(error)
         if why is not None:
             candidates.failed[name] = why
         print(f"{time.strftime('%H:%M:%S')} {name}: {why or 'ready'}", file=sys.stderr, flush=True)
     try:
         candidates.add_torch_compile(base)
     except Exception as error:
-        candidates.failed[TORCH_COMPILE] = _short(error)
+        candidates.failed[TORCH_COMPILE] = short(error)
     agreement = candidates.agreement()
-    with _watched() as span:
+    with watched() as span:
         samples = interleaved(candidates.calls, job.rounds)
     return {
         "names": candidates.names,
@@ -391,24 +377,6 @@ def latency(job: Job) -> dict[str, Any]:
         "duration_s": span.duration_s,
         "roofline": roofline(candidates, samples) if job.accelerator == "cuda" else None,
     }
-
-
-def interleaved(calls: Mapping[Any, Call], rounds: int) -> dict[Any, list[float]]:
-    """Each round has all calls in random order; a sample is the second of two in a row."""
-    samples: dict[Any, list[float]] = {key: [] for key in calls}
-    order, shuffle = list(calls), random.Random(0)
-    gc.collect()
-    gc.disable()
-    for _ in range(rounds):
-        shuffle.shuffle(order)
-        for key in order:
-            call = calls[key]
-            call()
-            start = time.perf_counter_ns()
-            call()
-            samples[key].append((time.perf_counter_ns() - start) / 1e6)
-    gc.enable()
-    return samples
 
 
 def _nested(samples: Mapping[tuple[str, str], list[float]]) -> dict[str, dict[str, list[float]]]:
@@ -457,48 +425,24 @@ def deploy(job: Job, name: str) -> dict[str, Any]:
     way, found = Way.of(name), {}
     family = load_family(job.family)
     names = chosen(family, job.topologies)
-    for label, kept in (("all", names), ("alone", names[:1])):
+    for label, resident in (("all", names), ("alone", names[:1])):
         start = time.perf_counter()
         out = deployment_folder(job, way, label)
         if not (out / "manifest.json").is_file():
-            _deploy(job, way, kept, out)
+            deploy_topologies(
+                on_device(job),
+                resident,
+                out,
+                resolve(job.device),
+                backend=way.backend,
+                precision=way.precision,
+            )
         found[label] = time.perf_counter() - start
     return {"topologies": names, "compile_s": found}
 
 
 def deployment_folder(job: Job, way: Way, label: str) -> Path:
     return job.folder / way.name.replace(":", "-") / f"deployment-{label}"
-
-
-def _deploy(job: Job, way: Way, names: Sequence[str], out: Path) -> None:
-    network = on_device(job)
-    accuracy = no_accuracy(network, tuple(names))
-    # Costs that only say the order: what is deployed is measured when it is.
-    resident = tuple(
-        Candidate(topology=name, top1=0.0, median_ms=place + 1.0, latency_ms=place + 1.0)
-        for place, name in enumerate(names)
-    )
-    plan = Plan(
-        family=network.family.name,
-        network=network.digest,
-        profile="none",
-        accuracy="none",
-        resident=resident,
-        choices=(),
-    )
-    timer = TimerSettings(min_samples=20, precision=1.0, time_cap_s=20, min_warmup_s=0)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    compile_deployment(
-        network,
-        plan,
-        accuracy,
-        out,
-        find_instruments(resolve(job.device), energy=False),
-        MeasureSettings(timer=timer, energy=None, compose=False),
-        backend=way.backend,
-        precision=way.precision,
-        fallback=False,
-    )
 
 
 CALLS = 10
@@ -517,7 +461,7 @@ def switch(job: Job, name: str) -> dict[str, Any]:
         for topology in names:
             runtime.switch(topology)
             runtime(frames[0])
-        with _watched() as span:
+        with watched() as span:
             host, after = _switches(runtime, pairs, frames, job.switch_rounds)
         moved = _moved(runtime, names, job.accelerator)
     medians = np.median(after, axis=0)  # pair, call
@@ -527,22 +471,13 @@ def switch(job: Job, name: str) -> dict[str, Any]:
         "topologies": len(names),
         "pairs": len(pairs),
         "rounds": job.switch_rounds,
-        "host_us": _quantiles(np.asarray(host) / 1e3),
-        "first": _quantiles(first),
-        "again": _quantiles(again),
-        "events": _quantiles(events.ravel()),
-        "events_again": _quantiles((after[:, :, -2] / medians[:, -1]).ravel()),
+        "host_us": quantiles(np.asarray(host) / 1e3),
+        "first": quantiles(first),
+        "again": quantiles(again),
+        "events": quantiles(events.ravel()),
+        "events_again": quantiles((after[:, :, -2] / medians[:, -1]).ravel()),
         "moved": moved,
         "others": span.others,
-    }
-
-
-def _quantiles(values: np.ndarray) -> dict[str, float]:
-    return {
-        "median": float(np.median(values)),
-        "p95": float(np.quantile(values, 0.95)),
-        "p99": float(np.quantile(values, 0.99)),
-        "max": float(np.max(values)),
     }
 
 
@@ -642,7 +577,7 @@ def _moved_on_device(switches: Callable[[int], None]) -> dict[str, Any]:
         found["device_events"] = len(seen.events() or ())
     except Exception as error:
         found["device_events"] = None
-        found["device_events_reason"] = _short(error)
+        found["device_events_reason"] = short(error)
     return found
 
 
@@ -686,7 +621,7 @@ def start(job: Job, name: str) -> dict[str, Any]:
     }
     samples: dict[str, list[float]] = {label: [] for label in commands}
     shuffle = random.Random(0)
-    with _watched() as span:
+    with watched() as span:
         for number in range(job.starts + 1):
             for label in shuffle.sample(list(commands), len(commands)):
                 begun = time.monotonic_ns()
@@ -806,7 +741,7 @@ def prefix(job: Job, name: str) -> dict[str, Any]:
     rounds = max(QUANTILE_ROUNDS, 5 * job.rounds)
     for values in (*heads.values(), *totals.values()):
         values.clear()
-    with _watched() as span:
+    with watched() as span:
         samples = interleaved(calls, rounds)
     found = {}
     for topology in tails:
@@ -904,17 +839,11 @@ def run(job: Job, parts: Sequence[str] = PARTS, until: float = float("inf")) -> 
         why = reason(Way.of(way), device) if way else None
         begun = time.perf_counter()
         found = {"failed": why} if why else _in_process(job, part, way, remaining)
-        why = found.get("failed")
-        failed = isinstance(
-            why, str
-        )  # latencies have candidates that failed, which is another thing
-        path = path.with_suffix(".failed.json") if failed else path
-        path.write_text(json.dumps(found))
-        if not failed:
-            path.with_suffix(".failed.json").unlink(missing_ok=True)
+        keep(path, found)
+        took = f"{time.perf_counter() - begun:.0f} s"
         print(
             f"{time.strftime('%H:%M:%S')} {job.family} {part} {way}: "
-            f"{why if failed else f'{time.perf_counter() - begun:.0f} s'}",
+            f"{found['failed'] if has_failed(found) else took}",
             flush=True,
         )
     return left
@@ -925,47 +854,8 @@ def _in_process(job: Job, part: str, way: str, remaining_s: float) -> dict[str, 
         limit = min(job.compile_limit_s, remaining_s / 2)
         job = msgspec.structs.replace(job, compile_limit_s=limit)
     told = msgspec.json.encode(job).decode()
-    command = [sys.executable, __file__, "--job", told, "--part", part, "--way", way]
-    try:
-        finished = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=min(remaining_s, 1e6),
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"not done within the {remaining_s:.0f} s that were left"}
-    if finished.returncode:
-        lines = finished.stderr.strip().splitlines() or [f"ended with {finished.returncode}"]
-        return {"failed": _clean(lines[-1])}
-    found: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    return found
-
-
-def _short(error: Exception) -> str:
-    return _clean(f"{type(error).__name__}: {error}")
-
-
-def _clean(text: str) -> str:
-    """In one line, without folders and without what a table is made of."""
-    text = re.sub(r"(?:/[^\s/:'\"]+)+/", "", " ".join(text.split())).replace("|", "/")
-    return text[:200]
-
-
-@contextmanager
-def _watched() -> Iterator[Span]:
-    """`pages.observed`, or nothing where psutil, which it needs, is not installed."""
-    try:
-        import psutil  # noqa: F401
-    except ImportError:
-        span = Span(others=float("nan"))
-        start = time.perf_counter()
-        yield span
-        span.duration_s = time.perf_counter() - start
-        return
-    with observed() as span:
-        yield span
+    arguments = ["--job", told, "--part", part, "--way", way]
+    return in_own_process(__file__, arguments, min(remaining_s, 1e6))
 
 
 # --- the page ------------------------------------------------------------------------------------------
@@ -1021,12 +911,7 @@ def interval(found: Mapping[str, Any], ours: str, base: str) -> tuple[float, flo
 
 def read(job: Job, part: str, way: str = "") -> dict[str, Any]:
     """What a part has found; `failed` where it has not."""
-    path = record(job, part, way)
-    for candidate in (path, path.with_suffix(".failed.json")):
-        if candidate.is_file():
-            found: dict[str, Any] = json.loads(candidate.read_text())
-            return found
-    return {"failed": "not run yet"}
+    return kept(record(job, part, way))
 
 
 def figures(job: Job) -> list[Figure]:
@@ -1327,15 +1212,6 @@ def missing(jobs: Sequence[Job], parts: Sequence[str] = PARTS) -> list[str]:
     return lines or ["Nothing that was asked for."]
 
 
-def versions() -> dict[str, str]:
-    packages = ("torch", "timm", "openvino", "tensorrt", "torch-tensorrt", "triton", "numpy")
-    found = {"edgestitch": __version__}
-    for package in packages:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
 def whole_page(jobs: Sequence[Job], command: str) -> str:
     device = resolve(jobs[0].device)
     sets = "; ".join(
@@ -1348,7 +1224,7 @@ def whole_page(jobs: Sequence[Job], command: str) -> str:
         f"Batch 1, random weights but for shipped networks; {sets}. Definitions: bench/README.md.",
         reading=reading(jobs),
         machine=f"{device.hardware}, {device.cores} cores, {device.memory_mib} MiB.",
-        versions=versions(),
+        versions=measuring.versions(PACKAGES),
         command=command,
         sections=sections(jobs),
         missing=missing(jobs),

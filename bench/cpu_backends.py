@@ -7,9 +7,7 @@ weights, one image at a time. How each figure is defined: bench/README.md.
 """
 
 import argparse
-import ctypes
 import datetime
-import gc
 import json
 import math
 import os
@@ -35,6 +33,7 @@ import msgspec
 import numpy as np
 import platformdirs
 import psutil
+from measuring import MIB, Memory, Ratio, interleaved, ratio, say, short
 from pages import QUIET, Span, observed
 
 from edgestitch.cut import divide, segment_name
@@ -51,7 +50,6 @@ FAMILY = "deit-ti-s-b"
 ANCHORS = ("ti", "s")
 TOPOLOGIES = ("ti:0:12", "ti:0:9+s:9:12", "ti:0:6+s:6:12", "ti:0:3+s:3:12", "s:0:12")
 SEED = 0
-MIB = 2**20
 TOUCHES = 20
 """Inferences of every topology before memory is read: what is used is then resident."""
 
@@ -437,7 +435,7 @@ def load_candidates(job: Job, names: Sequence[str], failed: dict[str, str]) -> d
             for run in loaded.runs.values():
                 run(image())
         except Exception as error:
-            failed[name] = reason(error)
+            failed[name] = short(error)
         else:
             ready[name] = loaded
     return ready
@@ -460,91 +458,26 @@ def disagreement(ready: dict[str, Loaded], job: Job) -> dict[str, list[float]]:
 
 
 def time_interleaved(ready: dict[str, Loaded], job: Job, rounds: int) -> dict[str, np.ndarray]:
-    """Latencies in ms, [topologies, rounds] of each candidate.
+    """Latencies in ms, [topologies, rounds] of each candidate."""
+    pixels, start = image(), time.perf_counter()
+    calls = {
+        (name, topology): partial(loaded.runs[topology], pixels)
+        for name, loaded in ready.items()
+        for topology in job.topologies
+    }
 
-    A round is every pair of candidate and topology once, in random order. A sample is the second
-    of two calls in a row: the first one brings back caches and threads, as the frame before would,
-    and outlasts the threads of the pair before, which spin on for some milliseconds (OpenMP's do).
-    """
-    rng, pixels = np.random.default_rng(SEED), image()
-    samples = {name: np.empty((len(job.topologies), rounds)) for name in ready}
-    pairs = [(name, row) for name in ready for row in range(len(job.topologies))]
-    start = time.perf_counter()
-    for number in range(rounds):
-        for index in rng.permutation(len(pairs)):
-            name, row = pairs[index]
-            run = ready[name].runs[job.topologies[row]]
-            run(pixels)
-            begin = time.perf_counter_ns()
-            run(pixels)
-            samples[name][row, number] = (time.perf_counter_ns() - begin) / 1e6
+    def progress(number: int) -> None:
         if number % max(1, rounds // 10) == 0:
             left_s = (time.perf_counter() - start) / (number + 1) * (rounds - number - 1)
             say(f"  round {number + 1} of {rounds}, {left_s:.0f} s left")
-    return samples
 
-
-@dataclass(frozen=True)
-class Ratio:
-    """A ratio of medians with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-    @property
-    def verdict(self) -> str:
-        if self.low <= 1 <= self.high:
-            return "no difference that shows"
-        return "slower" if self.low > 1 else "faster"
-
-
-def ratio(samples: np.ndarray, to: np.ndarray, resamples: int = 2000) -> Ratio:
-    """Ratio of medians, its geometric mean over the topologies if there are several.
-
-    Percentile bootstrap over rounds: both sides are drawn from the same rounds, so that what
-    slowed a whole round slows both.
-    """
-    rounds = samples.shape[-1]
-    draws = np.random.default_rng(SEED).integers(0, rounds, (resamples, rounds))
-
-    def log_ratio(rows: np.ndarray) -> np.ndarray:
-        ours, theirs = (np.median(np.atleast_2d(x)[:, rows], axis=-1) for x in (samples, to))
-        return np.log(ours / theirs).mean(axis=0)
-
-    value = float(np.exp(log_ratio(np.arange(rounds))))
-    low, high = np.exp(np.percentile(log_ratio(draws), [2.5, 97.5]))
-    return Ratio(value, float(low), float(high))
+    samples = interleaved(calls, rounds, seed=SEED, progress=progress)
+    return {
+        name: np.array([samples[name, topology] for topology in job.topologies]) for name in ready
+    }
 
 
 # --- memory: a process for each candidate -----------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of one process."""
-
-    uss: int
-    rss: int
-    anonymous: int
-    """Of the resident ones, those that no file backs: they can be given back to swap only."""
-
-    @classmethod
-    def now(cls) -> "Memory":
-        """After a collection, and after the allocator gave back what it holds for nobody."""
-        gc.collect()
-        if hasattr(ctypes.CDLL(None), "malloc_trim"):
-            ctypes.CDLL(None).malloc_trim(0)
-        usage = psutil.Process().memory_full_info()
-        rollup = Path("/proc/self/smaps_rollup").read_text()
-        match = re.search(r"^Anonymous:\s+(\d+) kB", rollup, re.MULTILINE)
-        return cls(usage.uss, usage.rss, int(match[1]) * 1024 if match else 0)
-
-    def __sub__(self, other: "Memory") -> "Memory":
-        return Memory(self.uss - other.uss, self.rss - other.rss, self.anonymous - other.anonymous)
 
 
 @dataclass(frozen=True)
@@ -629,17 +562,6 @@ def versions() -> dict[str, str]:
         command = ["g++", "-dumpfullversion"]
         found["g++"] = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return {"Python": platform.python_version(), **found, "Linux": platform.release()}
-
-
-def reason(error: BaseException) -> str:
-    """First line of an error, short, without folders of this machine and terminal colours."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", (str(error).strip().splitlines() or [""])[0])
-    text = re.sub(r"(?:/[^\s/:'\"]+)+/", "", text).replace("|", "/")
-    return f"{type(error).__name__}: {text[:160]}"
-
-
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
 # --- the result ------------------------------------------------------------------------------
@@ -884,7 +806,7 @@ def build_all(result: Result, rebuild: bool) -> None:
         try:
             in_fresh_process(build_candidate, job, name)
         except Exception as error:
-            result.failed[name] = reason(error)
+            result.failed[name] = short(error)
             say(f"  failed: {result.failed[name]}")
 
 
@@ -919,7 +841,7 @@ def measure_memory(result: Result) -> None:
             try:
                 result.memory[label] = in_fresh_process(grow, result.job, name, options)
             except Exception as error:
-                result.memory[label] = reason(error)
+                result.memory[label] = short(error)
 
 
 def positive(text: str) -> int:

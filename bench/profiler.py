@@ -14,15 +14,14 @@ import msgspec
 import numpy as np
 import pages
 from scipy.stats import binom
+from subjects import network_of
 
-from edgestitch import __version__, load_family
-from edgestitch.catalog import shipped_network
+from edgestitch import __version__
 from edgestitch.compose import Selection, predict, variance_factors
 from edgestitch.device import resolve
 from edgestitch.engine import NetworkSource, network_source
 from edgestitch.instruments import Instruments, find_instruments
 from edgestitch.measure import terms_of
-from edgestitch.network import StitchNetwork, build_network, load_network
 from edgestitch.program import example_images
 from edgestitch.progress import Progress, silent
 from edgestitch.timer import TimerSettings, interleave, summarize
@@ -141,12 +140,6 @@ def judge(source: NetworkSource, twice: Twice) -> Composed:
         claimed=claimed,
         time_share=float(np.median(shares)),
     )
-
-
-def network_of(name: str) -> StitchNetwork:
-    """The shipped network of that name, or that recipe's with random weights."""
-    path = shipped_network(name)
-    return load_network(path) if path.is_file() else build_network(load_family(name))
 
 
 def row(label: str, twice: Twice, found: Composed) -> list[str]:

@@ -6,7 +6,6 @@ inference after it beside the steady state, over all ordered pairs. See README.m
 """
 
 import argparse
-import ctypes
 import gc
 import json
 import subprocess
@@ -18,17 +17,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+from measuring import MIB, Memory
 from pages import result_path, table
+from subjects import network_of, no_accuracy, random_frames
 
 from edgestitch import Accuracy, Family, Runtime, __version__, backends, load_family
-from edgestitch.accuracy import accuracy_row
 from edgestitch.artifact import digest
-from edgestitch.catalog import shipped_network
 from edgestitch.cut import Cut, cut_topologies
 from edgestitch.deploy import compile_deployment
 from edgestitch.device import Device, detect, resolve
 from edgestitch.engine import profile_network
-from edgestitch.family import normalized_range
 from edgestitch.instruments import find_instruments
 from edgestitch.measure import MeasureSettings
 from edgestitch.network import StitchNetwork, build_network, load_network, save_network
@@ -36,9 +34,6 @@ from edgestitch.profile import Profile
 from edgestitch.program import compile_segments, example_images, load_program
 from edgestitch.schedule import Plan, candidates
 from edgestitch.timer import TimerSettings
-
-MIB = 2**20
-
 
 # --- memory ------------------------------------------------------------------------------------
 
@@ -121,7 +116,7 @@ def _warm(
 def _held_mib(device: Device) -> float:
     """What the device's memory holds: of a graphics card all that is in use, else this process's."""
     if device.accelerator == "cpu" or device.shares_memory:
-        return uss_mib()
+        return Memory.now().uss / MIB
     import torch
 
     gc.collect()
@@ -136,26 +131,6 @@ def _reserved_mib(device: Device) -> float:
     import torch
 
     return torch.cuda.memory_reserved() / MIB if device.accelerator == "cuda" else 0.0
-
-
-def uss_mib() -> float:
-    """Memory that only this process has, after all that can be given back was; Linux."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    private = [line.split()[1] for line in lines if line.startswith(("Private_C", "Private_D"))]
-    return sum(map(float, private)) / 1024
-
-
-def network_of(family: str) -> StitchNetwork:
-    """The shipped network of that name, or that recipe's with the same random weights every time."""
-    shipped = shipped_network(family)
-    if shipped.is_file():
-        return load_network(shipped)
-    import torch
-
-    torch.manual_seed(0)
-    return build_network(load_family(family))
 
 
 def memory_rows(family_name: str, work: Path) -> list[list[str]]:
@@ -243,24 +218,6 @@ def switch_row(
         f"{np.quantile(every_first, 0.99):.2f}",
         f"{np.quantile(every_steady, 0.99):.2f}",
     ]
-
-
-def random_frames(family: Family, number: int) -> list[np.ndarray]:
-    """Different images, each a batch of its own."""
-    low, high = normalized_range(family)
-    shape = (number, 1, *family.input_shape)
-    return list(np.random.default_rng(0).uniform(low, high, shape).astype(np.float32))
-
-
-def no_accuracy(network: StitchNetwork, names: tuple[str, ...]) -> Accuracy:
-    """A deployment needs one; switching does not depend on it."""
-    return Accuracy(
-        family=network.family.name,
-        network=network.digest,
-        data="none",
-        num_images=1,
-        rows=tuple(accuracy_row(name, 0, 1) for name in names),
-    )
 
 
 def _everything(profile: Profile, accuracy: Accuracy) -> Plan:
