@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from .backends import Backend, Compiled, Load, Marked, Request, Resident, Run
 from .cut import Cut
@@ -94,6 +93,8 @@ def compile_segments(
 
     Those in `done` are there already; `finished` is told of each of the others when it is.
     """
+    import torch  # a second and 200 MiB, which running what is compiled need not cost
+
     folder.mkdir(parents=True, exist_ok=True)
     outputs: dict[str, torch.Size] = {}
     device = next(network.parameters()).device

@@ -478,6 +478,21 @@ def test_what_was_just_compiled_runs_as_what_is_opened_later_does(tmp_path, part
                 np.testing.assert_allclose(runtime(images[:1]), expected[:1], atol=1e-4)
 
 
+@pytest.mark.skipif("openvino" not in AVAILABLE, reason="openvino is not installed")
+def test_what_openvino_compiled_runs_without_torch(tmp_path):
+    """Which takes longer to import than all the rest, and more memory than most networks."""
+    made = toy_deployment(tmp_path / "d", backend="openvino")
+    code = (
+        "import sys, numpy as np; from edgestitch import Runtime\n"
+        f"with Runtime({str(made.folder)!r}, budget_ms=1000) as runtime:\n"
+        "    result = runtime.infer(np.zeros(runtime.input_shape, np.float32))\n"
+        "assert result.met and runtime.diagnostics().level\n"
+        "print([name for name in ('torch', 'timm', 'scipy.optimize') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 # --- batch sizes ----------------------------------------------------------------------------------
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from edgestitch.errors import CompileError
 
@@ -37,6 +36,7 @@ def _unavailable() -> str | None:
 
 def _compile(request: Request) -> None:
     import openvino
+    import torch  # for this alone: what runs a deployment does without
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
