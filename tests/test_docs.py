@@ -1,8 +1,10 @@
 """What the documents say runs, and everything that runs is in them."""
 
 import ast
+import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -42,10 +44,22 @@ def commands(text: str) -> list[list[str]]:
     return [words for words in found if words and not words[0].isupper()]
 
 
-def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Where the shipped network is compiled to on first use; once for all that use it here."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def fresh(tmp_path, cache, monkeypatch):
+    """An empty current folder, as of a user who has just installed edgestitch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EDGESTITCH_DEPLOYMENT", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    return tmp_path
+
+
+def test_the_readmes_python_runs(fresh, capsys):
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out.splitlines()
@@ -54,10 +68,27 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_the_tutorial_runs_in_order(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("EDGESTITCH_DEPLOYMENT", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_the_example_project_runs(fresh):
+    """As its user runs it, by the plugin's entry point."""
+    project = shutil.copytree(ROOT / "docs/examples/latency-guard", fresh / "project")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--edgestitch-max-time",
+        "5",
+        "--benchmark-json=b.json",
+    ]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 passed, 1 skipped" in done.stdout
+    assert done.stdout.count("PASS  ") == 4
+    stored = json.loads((project / "b.json").read_text())["benchmarks"]
+    assert {one["extra_info"]["edgestitch"]["verdict"] for one in stored} == {"PASS"}
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_in_order(fresh):
     namespace: dict[str, object] = {}
     for language, block in blocks((ROOT / "docs/tutorial.md").read_text(), "python", "sh"):
         if language == "python":
@@ -66,7 +97,7 @@ def test_the_tutorial_runs_in_order(tmp_path, monkeypatch):
         for words in commands(f"```sh\n{block}```"):
             result = CliRunner().invoke(command_line.cli, words)
             assert result.exit_code == 0, (words, result.output)
-    assert (tmp_path / "report.html").is_file()
+    assert (fresh / "report.html").is_file()
 
 
 @by_document
