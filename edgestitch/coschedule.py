@@ -8,18 +8,19 @@ of response times in place of one capacity.
 
 import math
 import time
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
+import numpy as np
 
 from .accuracy import Accuracy
 from .artifact import Artifact, Value, digest, load, read
 from .errors import ArtifactError, InfeasibleError, MismatchError
+from .mixing import INFEASIBLE
 from .profile import Profile, require_equal
 from .schedule import QUANTILE, Candidate, candidates
 
@@ -28,6 +29,15 @@ ROUNDING = 1e-9
 
 FULL = 0.999
 """Share of a device's time from which on no bound is looked for: waiting grows beyond all use."""
+
+LOSS = 0.05
+"""Points of weighted accuracy below the bound, of each network, that are looked through first."""
+
+CHUNK = 300
+"""Choices that are looked at together, with all that one network may add: some megabytes."""
+
+POINTS = 500
+"""Moments of a busy period that all of them are looked at in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +291,19 @@ def _response_ms(
     return longest
 
 
+def _begun(
+    blocked_ms: float, latencies_ms: Sequence[float], periods_ms: Sequence[float]
+) -> list[int]:
+    """How many inferences of higher priorities the first input of a busy period waits for."""
+    waits_ms, longer = -1.0, blocked_ms
+    begun: list[int] = []
+    while longer > waits_ms:
+        waits_ms = longer
+        begun = [_until(waits_ms, period_ms) for period_ms in periods_ms]
+        longer = blocked_ms + sum(n * c for n, c in zip(begun, latencies_ms, strict=True))
+    return begun
+
+
 def _before(span_ms: float, period_ms: float) -> int:
     """Inputs within a span that begins with one, its end left out."""
     return math.ceil(span_ms / period_ms - ROUNDING)
@@ -319,12 +342,9 @@ def coschedule(
                 f"a mean power of {power_w:g} W includes the idle device: give idle_w, not {idle_w}"
             )
     options = [_options(stream, idle_w if power_w is not None else None) for stream in ordered]
-    search = _Search(
-        streams=ordered,
-        spare_w=math.inf if power_w is None or idle_w is None else power_w - idle_w,
-        until=time.monotonic() + time_limit_s,
-    )
-    best, bound = search.run(options)
+    spare_w = math.inf if power_w is None or idle_w is None else power_w - idle_w
+    search = _Search(ordered, options, spare_w, until=time.monotonic() + time_limit_s)
+    best, bound = search.run()
     if best is None:
         raise InfeasibleError(_misses(ordered, options, power_w, idle_w, proven=bound == -math.inf))
     latencies = [option.latency_ms for option in best]
@@ -414,152 +434,209 @@ def _options(stream: Stream, idle_w: float | None) -> list[_Option]:
     return front
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Search:
-    """Branch and bound over one network after the other, the most accurate topologies first.
+    """Branch and bound over one network after the other, many choices at a time.
 
     If some choice keeps all deadlines, so does any that is as fast or faster everywhere. So what
-    does not fit with everything else at its fastest never fits, and is left out further down.
+    does not fit with everything that is left at its fastest never fits. A linear programme over
+    conditions that every fitting choice meets bounds the worth; what a topology loses of that bound
+    by its multipliers is lost by every choice that has it. Choices that lose little are looked
+    through first, and once one is found, those alone that may still be worth more.
     """
 
-    streams: Sequence[Stream]
-    spare_w: float
-    until: float
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        options: Sequence[Sequence[_Option]],
+        spare_w: float,
+        until: float,
+    ) -> None:
+        self.periods_ms = [stream.period_ms for stream in streams]
+        self.within_ms = [stream.within_ms * (1 + ROUNDING) for stream in streams]
+        self.points = [_points(self.periods_ms[:i], own) for i, own in enumerate(self.within_ms)]
+        self.spare_w, self.until = spare_w + ROUNDING, until
+        self.options = options
+        self.best: list[_Option] | None = None
+        self.worth = -math.inf
+        self.step = LOSS * math.fsum(stream.weight for stream in streams)
 
-    def run(self, options: Sequence[Sequence[_Option]]) -> tuple[list[_Option] | None, float]:
+    def run(self) -> tuple[list[_Option] | None, float]:
         """The best choice found, and a bound on the worth of any: without end if there is none."""
-        best: list[_Option] | None = None
-        worth = bound = -math.inf
-
-        def go(left: Sequence[Sequence[_Option]], place: int) -> bool:
-            """Tries what is left; false if the time is up."""
-            nonlocal best, worth
-            if place == len(left):
-                best, worth = [own[0] for own in left], _most(left)
-                return True
-            for option in left[place]:
-                if time.monotonic() > self.until:
-                    return False
-                tried: Sequence[Sequence[_Option]] = [*left[:place], [option], *left[place + 1 :]]
-                if _most(tried) <= worth + ROUNDING:
-                    return True
-                tried = self.fitting(tried, place + 1)
-                if not all(tried) or self.bound(tried) <= worth + ROUNDING:
-                    continue
-                if not go(tried, place + 1):
-                    return False
-            return True
-
-        first = self.fitting(options, 0)
-        if not all(first):
+        fastest = [min(o.latency_ms for o in own) for own in self.options]
+        if not self.in_time(fastest):
             return None, -math.inf
-        bound = _most(first)
-        if go(first, 0):
-            bound = worth
-        return best, bound
+        self.options = [self.fitting(fastest, place) for place in range(len(fastest))]
+        if not all(self.options):
+            return None, -math.inf
+        costs, most = self.conditions(fastest)
+        worths = [np.array([o.worth for o in own]) for own in self.options]
+        prices = _prices(worths, costs, most)
+        if prices is None:
+            return None, -math.inf
+        left = [worth - cost @ prices for worth, cost in zip(worths, costs, strict=True)]
+        bound = float(prices @ most + sum(own.max() for own in left))
+        losses = [own.max() - own for own in left]
+        tables = [
+            np.column_stack([cost, loss, -worth])
+            for cost, loss, worth in zip(costs, losses, worths, strict=True)
+        ]
+        limit, all_lost = self.step, sum(float(loss.max()) for loss in losses)
+        while self.look_through(tables, most, limit, bound):
+            if self.worth >= bound - limit - ROUNDING or limit >= all_lost:
+                return self.best, self.worth
+            # No more than what is missing to the bound, if something was found.
+            limit = min(2 * limit, all_lost) if self.best is None else bound - self.worth
+        return self.best, max(bound, self.worth)
 
-    def fitting(self, left: Sequence[Sequence[_Option]], place: int) -> list[list[_Option]]:
-        """What is left of each network from that place on, with the others at their cheapest."""
-        latencies = [min(o.latency_ms for o in own) for own in left]
-        powers = [min(o.power_w for o in own) for own in left]
-        if not self.keeps(latencies, powers):
-            return [[] for _ in left]
-        kept = [list(own) for own in left]
-        for i in range(place, len(left)):
-            others_w = math.fsum(powers) - powers[i]
-            own = [o for o in left[i] if others_w + o.power_w <= self.spare_w + ROUNDING]
-            longest = self.longest_in_time(latencies, i, sorted({o.latency_ms for o in own}))
-            kept[i] = [o for o in own if o.latency_ms <= longest]
-        return kept
+    def look_through(
+        self, tables: Sequence[np.ndarray], most: np.ndarray, limit: float, bound: float
+    ) -> bool:
+        """Finds the best choice that loses no more than `limit`; false if the time is up first.
 
-    def bound(self, left: Sequence[Sequence[_Option]]) -> float:
-        """No choice of what is left is worth more.
-
-        Each deadline, and power, is a knapsack by itself: the first input waits for all that comes
-        before it while everything is at its fastest, and for no less of it otherwise.
+        A row of a table has what a topology adds to each condition, what it loses, and its worth,
+        less than zero: then all are sums that must not be too large.
         """
-        most = _most(left)
-        fastest = [min(o.latency_ms for o in own) for own in left]
-        for place, stream in enumerate(self.streams):
-            blocked, higher = max(fastest[place + 1 :], default=0.0), range(place)
-            waits_ms, longer = -1.0, blocked
-            while longer > waits_ms:
-                waits_ms = longer
-                counts = [_until(waits_ms, self.streams[h].period_ms) for h in higher]
-                longer = blocked + sum(n * fastest[h] for n, h in zip(counts, higher, strict=True))
-            sizes = [
-                [(count * o.latency_ms, o.worth) for o in own]
-                for count, own in zip([*counts, 1], left[: place + 1], strict=True)
-            ]
-            others = math.fsum(own[0].worth for own in left[place + 1 :])
-            most = min(most, others + _relaxed(sizes, stream.within_ms - blocked))
-        if math.isfinite(self.spare_w):
-            powers = [[(o.power_w, o.worth) for o in own] for own in left]
-            most = min(most, _relaxed(powers, self.spare_w))
-        return most
+        losing = tables[0].shape[1] - 2
+        kept = [np.flatnonzero(table[:, losing] <= limit).tolist() for table in tables]
+        tables = [table[own] for table, own in zip(tables, kept, strict=True)]
+        left = [[own[i] for i in some] for own, some in zip(self.options, kept, strict=True)]
+        latencies = [np.array([o.latency_ms for o in own]) for own in left]
+        least = np.cumsum([table.min(0) for table in tables[::-1]], 0)[::-1]
+        least = np.vstack([least[1:], np.zeros_like(least[:1])])
+        waiting = [(np.zeros((1, 0), int), np.zeros((1, losing + 2)))]
+        while waiting:
+            if time.monotonic() > self.until:
+                return False
+            chosen, sums = waiting.pop()
+            place = chosen.shape[1]
+            if place == len(left):
+                self.try_all(left, chosen, -sums[:, -1])
+                continue
+            loses = min(limit, bound - self.worth) + ROUNDING
+            ceiling = np.array([*most, loses, -self.worth - ROUNDING])
+            sums = (sums[:, None] + tables[place]).reshape(-1, losing + 2)
+            rows = np.flatnonzero((sums + least[place] <= ceiling).all(1))
+            before, last = np.divmod(rows, len(left[place]))
+            chosen = np.column_stack([chosen[before], last])
+            times = [own[chosen[:, i]] for i, own in enumerate(latencies[: place + 1])]
+            times += [np.full(len(rows), own.min()) for own in latencies[place + 1 :]]
+            fits = ~self.late(np.column_stack(times))
+            chosen, sums = chosen[fits], sums[rows[fits]]
+            order = np.argsort(sums[:, losing])
+            parts = np.array_split(order, len(order) // CHUNK + 1)
+            waiting += [(chosen[part], sums[part]) for part in reversed(parts)]
+        return True
 
-    def keeps(self, latencies_ms: Sequence[float], powers_w: Sequence[float]) -> bool:
-        return math.fsum(powers_w) <= self.spare_w + ROUNDING and self.in_time(latencies_ms)
+    def try_all(
+        self, left: Sequence[Sequence[_Option]], chosen: np.ndarray, worths: np.ndarray
+    ) -> None:
+        """Takes the best of these that keeps all deadlines, if it is better than what is known."""
+        for row in np.argsort(-worths, kind="stable").tolist():
+            if worths[row] <= self.worth + ROUNDING:
+                return
+            picked = [own[i] for own, i in zip(left, chosen[row].tolist(), strict=True)]
+            if self.in_time([option.latency_ms for option in picked]):
+                self.best, self.worth = picked, float(worths[row])
+                return
 
-    def longest_in_time(
-        self, latencies_ms: Sequence[float], place: int, choices_ms: Sequence[float]
-    ) -> float:
-        """Up to which latency one network keeps the deadlines of all; `choices_ms` ascend."""
+    def fitting(self, fastest_ms: Sequence[float], place: int) -> list[_Option]:
+        """What fits of a network, with the others at their fastest and most frugal."""
+        own = self.options[place]
+        times = np.tile(fastest_ms, (len(own), 1))
+        times[:, place] = [o.latency_ms for o in own]
+        others = [each for i, each in enumerate(self.options) if i != place]
+        others_w = math.fsum(min(o.power_w for o in each) for each in others)
+        late = self.late(times)
+        return [
+            o
+            for o, not_so in zip(own, late, strict=True)
+            if not not_so and others_w + o.power_w <= self.spare_w
+        ]
 
-        def late(latency_ms: float) -> bool:
-            tried = [*latencies_ms[:place], latency_ms, *latencies_ms[place + 1 :]]
-            return not self.in_time(tried)
+    def conditions(self, fastest_ms: Sequence[float]) -> tuple[list[np.ndarray], np.ndarray]:
+        """Sums that no choice in time has more of: what each topology adds, and the most of each.
 
-        number = bisect_left(choices_ms, True, key=late)
-        return choices_ms[number - 1] if number else -math.inf
+        An input waits for one of each lower priority at least, and for as many of the higher ones
+        as come while everything is at its fastest.
+        """
+        count = len(fastest_ms)
+        rows, most = [[1 / period_ms for period_ms in self.periods_ms]], [FULL]
+        for place in range(count):
+            blocked = max(fastest_ms[place + 1 :], default=0.0)
+            begun = _begun(blocked, fastest_ms[:place], self.periods_ms[:place])
+            for lower in range(place + 1, count) or (place,):
+                row = [*begun, 1.0, *[0.0] * (count - place - 1)]
+                row[lower] = 1.0
+                rows.append(row)
+                most.append(self.within_ms[place])
+        costs = []
+        for own, shares in zip(self.options, np.transpose(rows), strict=True):
+            costs.append(np.outer([o.latency_ms for o in own], shares))
+            if math.isfinite(self.spare_w):
+                costs[-1] = np.column_stack([costs[-1], [o.power_w for o in own]])
+        return costs, np.array([*most, self.spare_w] if math.isfinite(self.spare_w) else most)
+
+    def late(self, latencies_ms: np.ndarray) -> np.ndarray:
+        """Which rows miss a deadline with the first input of a busy period; later ones may as well.
+
+        It waits for no longer than some moment if all that has begun until then is done by then.
+        """
+        late = np.zeros(len(latencies_ms), bool)
+        for place, (counts, ends_ms) in enumerate(self.points):
+            blocked = latencies_ms[:, place + 1 :].max(1, initial=0.0)[:, None]
+            done = latencies_ms[:, :place] @ counts.T + blocked
+            latest = self.within_ms[place] - latencies_ms[:, place, None]
+            late |= ~(done <= np.minimum(ends_ms, latest)).any(1)
+        return late
 
     def in_time(self, latencies_ms: Sequence[float]) -> bool:
-        """Whether every deadline is kept; first by what is quick to see."""
-        periods = [stream.period_ms for stream in self.streams]
-        ahead = 0.0
-        for place, stream in enumerate(self.streams):
-            ahead += latencies_ms[place]
-            if max(latencies_ms[place + 1 :], default=0.0) + ahead > stream.within_ms:
-                return False
+        """Whether every deadline is kept."""
         return all(
-            _response_ms(latencies_ms, periods, place, stream.within_ms)
-            <= stream.within_ms * (1 + ROUNDING)
-            for place, stream in enumerate(self.streams)
+            _response_ms(latencies_ms, self.periods_ms, place, within_ms) <= within_ms
+            for place, within_ms in enumerate(self.within_ms)
         )
 
 
-def _relaxed(classes: Sequence[Sequence[tuple[float, float]]], room: float) -> float:
-    """The most worth of one (size, worth) of each class within the room, the last one in part.
+def _points(periods_ms: Sequence[float], within_ms: float) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs that have come, of each period, in every interval between two that come; and its end."""
+    moments_ms = [
+        (np.arange(1, math.ceil(within_ms / period_ms) + 1) - ROUNDING) * period_ms
+        for period_ms in periods_ms
+    ]
+    starts_ms = np.unique([0.0, *chain(*moments_ms)])
+    if len(starts_ms) > POINTS:  # one each at least, and then it is for the exact test to say
+        return np.ones((1, len(periods_ms))), np.array([math.inf])
+    counts = [1 + np.searchsorted(own, starts_ms, side="right") for own in moments_ms]
+    ends_ms = np.array([*starts_ms[1:], math.inf])
+    return np.reshape(counts, (len(periods_ms), len(starts_ms))).T, ends_ms
 
-    The linear programme of the multiple-choice knapsack, solved by its hulls (Sinha and Zoltners
-    1979): the steps of the greatest worth for their size first.
+
+def _prices(
+    worths: Sequence[np.ndarray], costs: Sequence[np.ndarray], most: np.ndarray
+) -> np.ndarray | None:
+    """What a unit of each sum is worth where they are scarce; `None`: no choice keeps all.
+
+    The multipliers of the linear programme of the multiple-choice knapsack, where a network may run
+    parts of several topologies (Sinha and Zoltners 1979).
     """
-    worth, steps = 0.0, []
-    for items in classes:
-        hull: list[tuple[float, float]] = []
-        for size, value in sorted(items, key=lambda item: (item[0], -item[1])):
-            if hull and value <= hull[-1][1]:
-                continue
-            while len(hull) > 1 and (value - hull[-1][1]) * (hull[-1][0] - hull[-2][0]) >= (
-                hull[-1][1] - hull[-2][1]
-            ) * (size - hull[-1][0]):
-                hull.pop()
-            hull.append((size, value))
-        room -= hull[0][0]
-        worth += hull[0][1]
-        steps += [
-            ((b[1] - a[1]) / max(b[0] - a[0], 1e-300), b[0] - a[0]) for a, b in pairwise(hull)
-        ]
-    for rate, size in sorted(steps, reverse=True):
-        taken = min(size, max(room, 0.0))
-        worth += rate * taken
-        room -= taken
-    return worth
+    from scipy.optimize import linprog  # half a second to import
 
-
-def _most(left: Sequence[Sequence[_Option]]) -> float:
-    """What would be reached with the most accurate of each."""
-    return math.fsum(own[0].worth for own in left)
+    counts = [len(own) for own in worths]
+    one_each = np.repeat(np.eye(len(counts)), counts, axis=1)
+    answer = linprog(
+        -np.concatenate(worths),
+        A_ub=np.concatenate(costs).T,
+        b_ub=most,
+        A_eq=one_each,
+        b_eq=np.ones(len(counts)),
+        method="highs-ds",
+    )
+    if answer.status == INFEASIBLE:
+        return None
+    if answer.x is None:
+        raise ArithmeticError(f"the solver gave up on several networks: {answer.message}")
+    prices: np.ndarray = np.maximum(-answer.ineqlin.marginals, 0.0)
+    return prices
 
 
 def _misses(

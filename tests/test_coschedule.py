@@ -177,6 +177,51 @@ def test_no_choice_that_keeps_all_deadlines_is_worth_more(streams, power_w):
     assert power_w is None or found.power_w <= power_w + 1e-6
 
 
+large = st.lists(st.tuples(st.floats(50, 90), st.floats(0.5, 30)), min_size=40, max_size=40)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.tuples(large, st.sampled_from([16.7, 25.0, 33.3, 50.0])), min_size=4, max_size=4)
+)
+def test_of_a_proven_choice_of_many_no_network_can_be_changed_for_the_better(drawn):
+    streams = [
+        Stream(
+            name=f"n{i}",
+            pool=[candidate(f"t{j}", top1, ms) for j, (top1, ms) in enumerate(rows)],
+            period_ms=period_ms,
+        )
+        for i, (rows, period_ms) in enumerate(drawn)
+    ]
+    try:
+        found = coschedule(streams)
+    except InfeasibleError:
+        return
+    assert found.proven
+    periods_ms = [a.period_ms for a in found.assignments]
+    for place, own in enumerate(found.assignments):
+        pool = next(stream.pool for stream in streams if stream.name == own.name)
+        for better in (c for c in pool if c.top1 > own.top1 + 1e-6):
+            tried = [a.latency_ms for a in found.assignments]
+            tried[place] = better.latency_ms
+            responses = response_times_ms(tried, periods_ms)
+            assert any(r > t for r, t in zip(responses, periods_ms, strict=True))
+
+
+def test_periods_that_are_thousands_of_times_as_long_are_decided_as_well():
+    policy = Stream(name="policy", pool=[candidate("p", 70.0, 0.2)], period_ms=1.0)
+    slow = Stream(
+        name="map",
+        pool=[candidate("m", 80.0, 0.5), candidate("l", 90.0, 0.9)],
+        period_ms=5000.0,
+    )
+    found = coschedule([policy, slow])
+    assert (
+        found.by_name["map"].topology == "m"
+    )  # the policy waits for 0.9 ms at most, beside its own
+    assert found.proven
+
+
 CAMERA = Stream(
     name="camera",
     pool=[candidate("a", 60.0, 4.0, 40.0), candidate("b", 80.0, 9.0, 90.0)],

@@ -6,12 +6,13 @@
 
 A topology is allowed whose `profiled bound x slowdown x margin` is within the budget, and that the plan
 allows: a device that is faster than profiled changes nothing. What has become slower counts at once,
-what has become faster only after `dwell` calls that all say so, and by more than `RISE`.
+what has become faster only after `dwell` calls that all say so, and by more than `RISE`. A call that is
+slower than noise explains may be the first of a step: the next one runs what would fit then.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
-from math import ceil, inf, log
+from math import ceil, exp, inf, log
 from typing import Literal, NamedTuple
 
 from edgestitch.artifact import Value
@@ -24,6 +25,10 @@ LEAST_MS = 1e-6
 """A nanosecond: what takes less was not measured."""
 RISE = 0.02
 """Share of a budget by which there must be more room before a more accurate topology is tried."""
+
+
+HEDGE = 1.5
+"""Standard deviations of the device's share of a slowdown that are kept away from at other budgets."""
 
 
 class Decision(NamedTuple):
@@ -72,6 +77,28 @@ class _Steps(NamedTuple):
     """For each number of steps that are within a budget."""
 
 
+class _Room(NamedTuple):
+    """What profiled bounds a budget has room for.
+
+    Straight lines: `slope x budget + offset` is known well between what the last call needed and what
+    it had. Farther off it depends on how much of a slowdown is the host's, which a step leaves open:
+    each millisecond is worth `doubt` less there, in both directions.
+    """
+
+    slope: float = 1.0
+    offset: float = 0.0
+    doubt: float = 0.0
+    low_ms: float = 0.0
+    high_ms: float = inf
+
+    def at(self, budget_ms: float) -> float:
+        slope, offset, doubt, low_ms, high_ms = self
+        allowed = slope * budget_ms + offset
+        if budget_ms < low_ms:
+            return allowed - doubt * (low_ms - budget_ms)
+        return allowed - doubt * (budget_ms - high_ms) if budget_ms > high_ms else allowed
+
+
 class Governor:
     """Chooses a topology for each call, and learns from what the call took.
 
@@ -108,11 +135,11 @@ class Governor:
         """Forgets what it has seen: the profile holds."""
         self.slowdown.reset()
         self.margin.reset()
-        # A budget allows profiled bounds up to `slope * budget + offset`.
-        self._slope, self._offset = 1.0, 0.0
-        self._reference_ms = self._steps.bounds_ms[-1]
+        self._room = self._rising_room = _Room()
         self._rising = 0
-        self._rising_slope, self._rising_offset = 1.0, 0.0
+        self._hurry = 1.0  # factor on the budget of a call after an alarm
+        self._reference_ms = self._steps.bounds_ms[-1]
+        self._needed_ms = 0.0
         self._feasible = True
         self._deadlines = self._misses = self._infeasible = self._ignored = 0
 
@@ -139,8 +166,10 @@ class Governor:
             return answers[-1]
         if not budget_ms > 0:
             return answers[0]
-        allowed = self._slope * budget_ms + self._offset
-        return answers[bisect_right(bounds, allowed if allowed < budget_ms else budget_ms)]
+        found = bisect_right(bounds, min(self._room.at(budget_ms), budget_ms))
+        if self._hurry < 1 and found > 1:  # one call is no reason to say that nothing fits
+            found = min(found, max(bisect_right(bounds, self._room.at(self._hurry * budget_ms)), 1))
+        return answers[found]
 
     def observe(self, topology: str, latency_ms: float, deadline_ms: float | None = None) -> None:
         """Takes in what a call took and what it had, both from the moment of its decision."""
@@ -160,8 +189,11 @@ class Governor:
             # Where the plan is what limits, or nothing fits, deadlines say nothing of the margin.
             if expected_ms * self.margin.factor <= deadline_ms and self._limits(deadline_ms):
                 missed = late
+        steps = self.slowdown.steps
         self.slowdown.observe(candidate.median_ms, latency_ms)
-        self.margin.observe(score, missed)
+        self.margin.observe(score, missed, stepped=self.slowdown.steps > steps)
+        self._hurry = exp(-self.slowdown.alarm)
+        self._needed_ms = self.slowdown.predict(candidate.latency_ms) * self._factor
         if deadline_ms is not None:
             # What was left to a late call is no time to compare topologies at.
             self._reference_ms = max(self._steps.bounds_ms[0], deadline_ms)
@@ -178,27 +210,35 @@ class Governor:
     def _limits(self, budget_ms: float) -> bool:
         """Whether this, and not the plan, is why nothing more accurate runs."""
         bounds = self._steps.bounds_ms
-        allowed = self._slope * budget_ms + self._offset
-        return bisect_right(bounds, allowed) < bisect_right(bounds, budget_ms)
+        return bisect_right(bounds, self._room.at(budget_ms)) < bisect_right(bounds, budget_ms)
+
+    @property
+    def _factor(self) -> float:
+        """Between a prediction and the budget that it needs."""
+        return self.margin.factor * self.slowdown.caution
 
     def _follow(self) -> None:
         """Allows less at once and more after a while, as it shows at the last deadline."""
         slowdown, budget_ms = self.slowdown, self._reference_ms
-        slope = 1 / (slowdown.device * self.margin.factor * slowdown.caution)
-        offset = self._fixed_ms * (1 - slowdown.host / slowdown.device)
-        allowed, held = slope * budget_ms + offset, self._slope * budget_ms + self._offset
+        slope = 1 / (slowdown.device * self._factor)
+        room = _Room(
+            slope,
+            self._fixed_ms * (1 - slowdown.host / slowdown.device),
+            slope * (1 - exp(-HEDGE * slowdown.doubt)),
+            self._needed_ms,
+            max(self._needed_ms, budget_ms),
+        )
+        allowed, held = room.at(budget_ms), self._room.at(budget_ms)
         if allowed < held:
-            self._slope, self._offset, self._rising = slope, offset, 0
+            self._room, self._rising = room, 0
         elif allowed < held + RISE * budget_ms:
             self._rising = 0
         else:
-            least = self._rising_slope * budget_ms + self._rising_offset
-            if not self._rising or allowed < least:
-                self._rising_slope, self._rising_offset = slope, offset
+            if not self._rising or allowed < self._rising_room.at(budget_ms):
+                self._rising_room = room
             self._rising += 1
             if self._rising >= self._dwell:
-                self._slope, self._offset = self._rising_slope, self._rising_offset
-                self._rising = 0
+                self._room, self._rising = self._rising_room, 0
 
     def status(self) -> Status:
         """The figures of now."""

@@ -70,16 +70,21 @@ class Margin:
         self.log = 0.0
         self.factor = 1.0
 
-    def observe(self, score: float, missed: bool) -> None:
+    def observe(self, score: float, missed: bool, *, stepped: bool = False) -> None:
         """Takes in a finite score, and whether its deadline was missed.
 
-        Of a call that no deadline depended on: whether its score was above the margin.
+        Of a call that no deadline depended on: whether its score was above the margin. With `stepped`
+        it and the last one are of a step that is being followed: what was missed counts, but a
+        quantile that has such scores in it would keep away from steps, at a price in every frame.
         """
         order, ordered = self._order, self._sorted
-        if len(order) == self._window:
-            del ordered[bisect_left(ordered, order.popleft())]
-        order.append(score)
-        insort(ordered, score)
+        if stepped and len(order) > 1:
+            del ordered[bisect_left(ordered, order.pop())]
+        if not stepped:
+            if len(order) == self._window:
+                del ordered[bisect_left(ordered, order.popleft())]
+            order.append(score)
+            insort(ordered, score)
         integral = self._integral + self._gain * (missed - self.target)
         if len(ordered) == self._window:
             base, least = ordered[-self._first], ordered[-self._second]

@@ -5,9 +5,10 @@ what the device computes are slowed by different things. One latency tells their
 of cheaper and dearer topologies tell them apart. Where the fixed part is not known it is 0, and one
 factor is left. Compute and memory would need profiles at several clocks to be told apart.
 
-    logarithms of both factors         an extended Kalman filter, as ALERT's (Wan et al., ATC 2020)
+    both factors               a Kalman filter over what they add up to, as ALERT's over one (Wan et al.,
+                               ATC 2020)
     innovation beyond three scales     counts as three (Huber 1964): one spike moves little
-    sums of innovations (CUSUM, Page 1954)  past their limit: a step, taken over as a whole
+    sums of innovations (CUSUM, Page 1954)  past their limit: a step, taken over from the last two calls
 """
 
 from collections.abc import Mapping
@@ -20,18 +21,30 @@ CLIP = 3.0
 DRIFT = 1.0
 """What the sums let go of in each frame, in scales: half of the least step that they look for."""
 ALARM = 3.5
-"""More than `CLIP - DRIFT`, so that no single frame raises an alarm; less than twice that, so that
-two frames do."""
+"""More than `CLIP - DRIFT`, so that no single frame is a step; less than twice that, so that two are."""
 TRUST = 0.1
-"""Standard deviation of the logarithm of a factor before the first call: the profile holds."""
+"""Standard deviation of a factor before the first call: the profile holds."""
 DOUBT = 0.5
-"""The same after a step."""
+"""The same of the device's after a step, relative to it."""
+HOST_DOUBT = 2.0
+"""And of the host's: a busy core makes a launch several times as long."""
+SETTLE = 4
+"""Standard deviations of the prediction that are kept away from right after a step, when the noise may
+be another as well; one later on."""
+LEARN = 0.1
+"""Weight of the newest alarm in the share of them that were steps."""
+BELIEF = 0.25
+"""That share, below which alarms are not heeded: on a device with many spikes they cost accuracy."""
 WANDER = 0.05
 """Standard deviation by which a factor wanders from frame to frame, in scales of noise."""
 FLOOR = 0.003
 """Least scale of noise: a device without any must not turn rounding errors into steps."""
 FADE = 0.03
 """Weight of the newest frame in the scale of noise."""
+LEAST, MOST = 0.01, 150.0
+"""Of a factor."""
+FAR = 5.0
+"""Largest logarithm of an alarm."""
 
 
 def fixed_ms(profile: Profile) -> float:
@@ -49,26 +62,36 @@ def fixed_ms(profile: Profile) -> float:
     return min(max(found, 0.0), 0.9 * min(cost.latency_ms for cost in profile.costs))
 
 
+def _bounded(factor: float) -> float:
+    return LEAST if factor < LEAST else MOST if factor > MOST else factor
+
+
 class Slowdown:
     """The factors of now; plain numbers, a few microseconds for each call."""
 
     __slots__ = (
+        "_believed",
         "_clock_device",
         "_clocked",
-        "_device_log",
         "_fixed_ms",
         "_frames",
-        "_host_log",
         "_last",
+        "_last_cost_ms",
+        "_last_ms",
+        "_last_variance",
+        "_level",
         "_p_both",
         "_p_device",
         "_p_host",
         "_ratio",
         "_rise",
         "_sink",
+        "_suspect",
         "_variance",
+        "alarm",
         "caution",
         "device",
+        "doubt",
         "host",
         "steps",
     )
@@ -79,25 +102,36 @@ class Slowdown:
 
     def reset(self) -> None:
         """Forgets every call: the profile holds."""
-        self.host = self.device = 1.0
-        self._host_log = self._device_log = 0.0
-        self._p_host = self._p_device = TRUST**2
-        self._p_both = 0.0
-        self._variance = 0.05**2
+        self._as_profiled()
+        self._variance = self._last_variance = 0.05**2
         self._rise = self._sink = self._last = 0.0
+        self._last_cost_ms = self._last_ms = 1.0
+        self._suspect, self._believed = False, 0.5
         self._frames = 0
         self._ratio = 1.0  # of the profile's clock to the last one that was read
-        self._clock_device = 0.0  # logarithm of the device's factor at that time
+        self._clock_device = 1.0  # the device's factor at that time
         self._clocked = 0  # calls since then
         self.steps = 0
         """Steps that were followed."""
         self.caution = 1.0
         """Factor of one standard deviation of the last prediction itself, as large as the noise right
         after a step and little later on; without it the second call after a step is often late."""
+        self.doubt = 0.0
+        """Standard deviation of the device's factor, relative. After a step it is well known what a
+        call like the last ones takes, but not how much of that the host does."""
+        self.alarm = 0.0
+        """Logarithm of what the last call was slower by, where noise does not explain it and it may
+        be the first of a step; 0: nothing is the matter."""
+
+    def _as_profiled(self) -> None:
+        self.host = self.device = self._level = 1.0  # the last one of a whole call
+        self._p_host = self._p_device = TRUST**2
+        self._p_both = 0.0
 
     def loosen(self) -> None:
         """Lets the next calls decide: something has changed, it is not known by how much."""
-        self._p_host = self._p_device = DOUBT**2
+        self._p_host = (HOST_DOUBT * self._level) ** 2
+        self._p_device = (DOUBT * self._level) ** 2
         self._p_both = 0.0
 
     @property
@@ -112,59 +146,93 @@ class Slowdown:
 
     def observe(self, cost_ms: float, latency_ms: float) -> None:
         """Takes in a call; both above zero, `cost_ms` the profile's median."""
-        fixed = self._fixed_ms if self._fixed_ms < cost_ms else cost_ms
-        of_host = fixed * self.host
-        expected = of_host + (cost_ms - fixed) * self.device
-        error = log(latency_ms / expected)
-        share = of_host / expected
+        error = log(latency_ms / self.predict(cost_ms))
         scale = sqrt(self._variance)
-        clipped = min(max(error, -CLIP * scale), CLIP * scale)
-        step = self._step(error, scale)
-        if step:
-            self.steps += 1
-            self.loosen()
-            self._correct(share, step)
+        stepped = self._stepped(error, scale)
+        self._suspect_step(error, scale, stepped)
+        if stepped:
+            self._step(cost_ms, latency_ms, error, scale)
         else:
-            self._correct(share, clipped)
+            clipped = min(max(error, -CLIP * scale), CLIP * scale)
+            self._correct(cost_ms, clipped)
+            fade = max(FADE, 1 / (self._frames + 3))
+            variance = self._variance + fade * (clipped * clipped - self._variance)
+            self._last_variance, self._variance = self._variance, max(variance, FLOOR**2)
+        self._last, self._last_cost_ms, self._last_ms = error, cost_ms, latency_ms
         self._frames += 1
         self._clocked += 1
-        fade = max(FADE, 1 / (self._frames + 2))
-        variance = self._variance + fade * (clipped * clipped - self._variance)
-        self._variance = max(variance, FLOOR**2)
 
-    def _step(self, error: float, scale: float) -> float:
-        """By how much everything has become slower (above 0) or faster; 0: no step so far."""
+    def _stepped(self, error: float, scale: float) -> bool:
+        """Whether everything has become slower or faster, as the last two calls agree."""
         scales = min(max(error / scale, -CLIP), CLIP)
         self._rise = max(self._rise + scales - DRIFT, 0.0)
         self._sink = max(self._sink - scales - DRIFT, 0.0)
-        before, self._last = self._last, error
         if self._rise <= ALARM and self._sink <= ALARM:
-            return 0.0
-        rises = self._rise > ALARM
+            return False
+        farther = error - self._last if self._rise > ALARM else self._last - error
+        if (
+            farther > CLIP * scale
+        ):  # noise brought the sum there; the step, if it is one, begins here
+            return False
         self._rise = self._sink = 0.0
-        # The lesser of the last two: two spikes of which one is huge are no huge step.
-        return max(min(before, error), scale) if rises else min(max(before, error), -scale)
+        return True
 
-    def _correct(self, share: float, error: float) -> None:
-        """One step of the filter; `share` of the prediction is the host's."""
-        rest, wander = 1 - share, WANDER**2 * self._variance
+    def _suspect_step(self, error: float, scale: float, stepped: bool) -> None:
+        """Raises an alarm, as long as enough of them have turned out to be steps."""
+        if self._suspect:
+            self._believed += LEARN * (stepped - self._believed)
+        self._suspect = not stepped and error > CLIP * scale
+        self.alarm = min(error, FAR) if self._suspect and self._believed > BELIEF else 0.0
+
+    def _step(self, cost_ms: float, latency_ms: float, error: float, scale: float) -> None:
+        """Takes over what the last two calls say, that they were of a new speed."""
+        self.steps += 1
+        self._variance = self._last_variance  # they say nothing of the noise
+        sign = 1.0 if error > 0 else -1.0
+        # Little beyond the lesser of both: two spikes of which one is huge are no huge step.
+        most = max(min(sign * error, sign * self._last), scale) + CLIP * scale
+        calls = (
+            (self._last_cost_ms, self._last_ms * exp(sign * min(most - sign * self._last, 0.0))),
+            (cost_ms, latency_ms * exp(sign * min(most - sign * error, 0.0))),
+        )
+        if all(abs(log(took_ms / was_ms)) < CLIP * scale for was_ms, took_ms in calls):
+            self._as_profiled()
+        else:
+            self.loosen()
+        for was_ms, took_ms in calls:
+            self._correct(was_ms, took_ms / self.predict(was_ms) - 1)
+        self.caution **= SETTLE
+
+    def _correct(self, cost_ms: float, error: float) -> None:
+        """One step of the filter; `error` is relative to the prediction."""
+        fixed = self._fixed_ms if self._fixed_ms < cost_ms else cost_ms
+        rest = cost_ms - fixed
+        expected = fixed * self.host + rest * self.device
+        level = expected / cost_ms
+        of_fixed, of_rest = fixed / expected, rest / expected
+        wander = (WANDER * level) ** 2 * self._variance
         # No factor is less certain than after a step, however long nothing tells of it.
-        host = min(self._p_host + wander, DOUBT**2)
-        device = min(self._p_device + wander, DOUBT**2)
+        host = min(self._p_host + wander, (HOST_DOUBT * level) ** 2)
+        device = min(self._p_device + wander, (DOUBT * level) ** 2)
         most = 0.999 * sqrt(host * device)
         both = min(max(self._p_both, -most), most)
-        of_host = host * share + both * rest
-        of_device = both * share + device * rest
-        total = of_host * share + of_device * rest + self._variance
+        of_host = host * of_fixed + both * of_rest
+        of_device = both * of_fixed + device * of_rest
+        seen = of_host * of_fixed + of_device * of_rest
+        total = seen + self._variance
         gain_host, gain_device = of_host / total, of_device / total
-        self._host_log = min(max(self._host_log + gain_host * error, -5.0), 5.0)
-        self._device_log = min(max(self._device_log + gain_device * error, -5.0), 5.0)
         self._p_host = host - gain_host * of_host
         self._p_device = device - gain_device * of_device
         self._p_both = both - gain_host * of_device
-        seen = of_host * share + of_device * rest
-        self.caution = exp(sqrt(seen * self._variance / (seen + self._variance)))
-        self.host, self.device = exp(self._host_log), exp(self._device_log)
+        found = expected * (1 + seen / total * error)
+        self.host = _bounded(self.host + gain_host * error)
+        if rest > 0:  # what a bound keeps the one from taking, the other takes
+            self.device = _bounded((found - fixed * self.host) / rest)
+        if fixed > 0:
+            self.host = _bounded((found - rest * self.device) / fixed)
+        self._level = found / cost_ms
+        self.caution = exp(sqrt(seen * self._variance / total))
+        self.doubt = sqrt(max(self._p_device, 0.0)) / self.device
 
     def clocks(self, profiled_mhz: Mapping[str, float], now_mhz: Mapping[str, float]) -> None:
         """Takes in the clocks, where they are read: a slower one is known before the next call is.
@@ -181,10 +249,9 @@ class Slowdown:
         change = log(ratio / self._ratio)
         if abs(change) > 0.02:
             if change > 0 and self._clocked <= 2:
-                self._device_log = max(self._device_log, self._clock_device + change)
-                self._device_log = min(self._device_log, 5.0)
-                self.device = exp(self._device_log)
-            self._p_device = min(max(self._p_device, (change / 2) ** 2), DOUBT**2)
+                self.device = max(self.device, min(self._clock_device * ratio / self._ratio, MOST))
+            doubt = min(abs(change) / 2, DOUBT) * self.device
+            self._p_device = max(self._p_device, doubt**2)
             self._p_both = 0.0
             self._ratio = ratio
-        self._clock_device, self._clocked = self._device_log, 0
+        self._clock_device, self._clocked = self.device, 0
