@@ -17,7 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -92,7 +92,8 @@ class Benchmark(Protocol):
 def pytest_configure(config: pytest.Config) -> None:
     """Chooses the fixtures: those that need pytest-benchmark's, or those that say it is not here."""
     config.stash[VERDICTS] = []
-    found = config.pluginmanager.hasplugin("benchmark")
+    # By its entry point, or by -p pytest_benchmark.plugin where plugins are not found by themselves.
+    found = any(map(config.pluginmanager.hasplugin, ("benchmark", "pytest_benchmark.plugin")))
     config.pluginmanager.register(
         Measuring() if found else Unavailable(config), "edgestitch-latency"
     )
@@ -269,18 +270,19 @@ class Guard:
         sys.setprofile(None)
         try:
             yield
-        except Exception as error:
-            # It leaves out of tables and JSON what failed in its hands, and only that.
-            self.benchmark.pedantic(_raise, args=(error,))
+        except BaseException:  # skipped and interrupted tests as well
+            # It leaves out of tables and JSON what failed in its hands, and only that; and it warns of a
+            # fixture that nobody used.
+            with suppress(UnmeasuredError):
+                self.benchmark.pedantic(_fail)
+            raise
         finally:
             sys.settrace(tracer)
             sys.setprofile(profiler)
 
     def call(self, *calls: Call) -> None:
         """Calls once, where nothing is to be measured."""
-        for call in calls[:-1]:
-            call()
-        self.benchmark.pedantic(calls[-1])
+        self.benchmark.pedantic(_each, args=calls)
 
     def conclude(
         self, found: "Contract | Comparison", latencies_ms: "np.ndarray", call: Call
@@ -337,8 +339,17 @@ class Guard:
         pytest.fail(message, pytrace=False)
 
 
-def _raise(error: Exception) -> None:
-    raise error
+class UnmeasuredError(Exception):
+    """There are no latencies to hand over."""
+
+
+def _fail() -> None:
+    raise UnmeasuredError
+
+
+def _each(*calls: Call) -> None:
+    for call in calls:
+        call()
 
 
 def _built(value: object) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from hypothesis import HealthCheck, settings
 from edgestitch.family import Family
 from edgestitch.recipe import load_family
 
+pytest_plugins = ["pytester"]  # runs pytest inside a test
+
 settings.register_profile(
     "edgestitch",
     deadline=None,  # the first example pays for imports
