@@ -480,7 +480,10 @@ class LatencyRegression:
         try:
             return load_baseline(path, self._guard.called, key)
         except MismatchError as error:
-            pytest.skip(str(error))
+            pytest.skip(
+                f"{error}; compare on the device that stored it, or store another one, in a file of its "
+                "own, with --edgestitch-save-baselines"
+            )
 
     def _effect(self, asked: float | None) -> float:
         from .regression import EFFECT, EFFECT_LOCKED

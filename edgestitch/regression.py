@@ -20,7 +20,7 @@ from math import ceil, exp, inf, isfinite, lgamma, log, sqrt
 from pathlib import Path
 from platform import python_version
 from statistics import median
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -198,6 +198,7 @@ class Contract(Value, frozen=True, kw_only=True):
     """The quantile that the contract is about."""
     p50_ms: Bounded
     p99_ms: Bounded
+    """With intervals as of calls that do not come together."""
     samples: int
     above: int
     """Calls that took longer than the budget."""
@@ -469,7 +470,7 @@ class Baseline(Artifact, frozen=True, kw_only=True):
     called: str
     """What was called, as the test that did is named."""
     key: DeviceKey
-    runs: tuple[Run, ...]
+    runs: Annotated[tuple[Run, ...], msgspec.Meta(min_length=1)]
 
 
 def summed(
