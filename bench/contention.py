@@ -42,7 +42,7 @@ TOPOLOGIES = 8
 ROOM = 1.1
 """The deadline over the 99th percentile of the most accurate topology on the quiet machine."""
 RATE_HZ = 30.0
-SHARE = 0.5
+SHARE = 0.8
 """Of a period that all rules together may have, at their deadlines; else the period is longer."""
 CALM = 5
 """Frames in a row that are in time once misses have stopped."""
@@ -217,7 +217,6 @@ def players(subject: Subject, deadline_ms: float) -> Iterator[dict[str, Player]]
         "fixed": Fixed(max(bisect_right(table.bounds_ms, deadline_ms) - 1, 0)),
         "Dynamic-OFA": DynamicOfa(table, deadline_ms),
         "ALERT": Alert(table),
-        "ALERT, 99 % sure": Alert(table, sure=0.99),
     }
     with ExitStack() as stack:
         plain = stack.enter_context(
@@ -376,9 +375,9 @@ def reading(name: str, kind: str, found: Mapping[str, Figures]) -> str:
     return (
         f"`{name}`, {kind} co-runner ({found['fixed'].slower():.2f} times as slow): edgestitch misses "
         f"{ours.missed(1):.1f} % of the deadlines beside it ({found['edgestitch, again'].missed(1):.1f} % as the "
-        f"second entry), {missed}. Misses stop within {SOON} frames in {soon} of {len(ours.courses)} courses, "
-        f"and after it the topology of before runs again after {spread([c.back() for c in ours.courses])} "
-        "frames (median, longest)."
+        f"second entry), {missed}. Misses stop within {SOON} frames in {soon} of {len(ours.courses)} courses. "
+        "Frames after it until the topology of before runs again (median, longest): "
+        f"{spread([c.back() for c in ours.courses])}."
     )
 
 
@@ -405,8 +404,8 @@ def measured(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", nargs="+", default=list(NETWORKS))
-    parser.add_argument("--frames", type=int, default=100, help="Of each third of a course.")
-    parser.add_argument("--courses", type=int, default=3, help="With each co-runner.")
+    parser.add_argument("--frames", type=int, default=60, help="Of each third of a course.")
+    parser.add_argument("--courses", type=int, default=2, help="With each co-runner.")
     parser.add_argument("--co-runners", type=int, default=1, help="Processes beside.")
     parser.add_argument("--samples", type=int, default=500, help="Of each topology's latency.")
     parser.add_argument(
